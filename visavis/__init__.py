@@ -1,0 +1,1 @@
+"""visavis: a live voice and one photo become a talking head."""
