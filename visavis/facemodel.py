@@ -309,13 +309,14 @@ def measure(vertices: np.ndarray, neutral: np.ndarray) -> np.ndarray:
     for side, eye in EYES.items():
         opening = _lid_opening(v, eye)
         rest = max(float(_lid_opening(n, eye)[0]), 1e-3)
-        # on closed lids the mesh still reads about a sixth of the open eye
-        put(f"eye_blink_{side}", (1 - opening / rest) / 0.84)
+        put(f"eye_blink_{side}", 1 - opening / rest)
         for axis in (0, 1):
             gaze[axis].append(change(lambda a, e=eye, k=axis: _iris_offset(a, e, k)))
+    # the iris is not seen behind a lid
+    visible = np.clip(1.5 - 2 * out[:, [CHANNEL["eye_blink_left"], CHANNEL["eye_blink_right"]]].mean(1), 0, 1)
     for axis, name in ((0, "gaze_x"), (1, "gaze_y")):
         sine = np.mean(gaze[axis], axis=0) / EYEBALL_RADIUS
-        put(name, np.degrees(np.arcsin(np.clip(sine, -0.7, 0.7))))
+        put(name, visible * np.degrees(np.arcsin(np.clip(sine, -0.7, 0.7))))
     return out.astype(np.float32)
 
 
