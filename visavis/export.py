@@ -1,0 +1,80 @@
+"""Trained torch weights to a model folder: ONNX with its state as named inputs and outputs.
+
+Every input ``motion/x`` has an output ``motion/x:next``. Batch is free, time is one step.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from visavis.types import SPEECH_CHANNELS
+
+if TYPE_CHECKING:
+    from visavis.models.motion import MotionNet
+
+
+def export_motion(net: MotionNet, folder: str | Path, card: str, facts: dict | None = None) -> Path:
+    """Write ``motion.onnx``, ``model.json`` and ``card.md``.
+
+    Args:
+        net: trained weights.
+        folder: made if missing.
+        card: text of the model card (data, licences, figures).
+        facts: further plain data for ``model.json``.
+
+    Returns:
+        The folder.
+    """
+    import torch
+
+    from visavis.models.motion import LOOKAHEAD_STEPS
+
+    class Step(torch.nn.Module):
+        """The net with a flat signature; the phone head stays behind."""
+
+        def __init__(self, inner: MotionNet, names: list[str]):
+            super().__init__()
+            self.inner, self.names = inner, names
+
+        def forward(self, features, lookahead, *state):
+            motion, _, following = self.inner(
+                features, lookahead, dict(zip(self.names, state, strict=True))
+            )
+            return motion, *(following[n] for n in self.names)
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    net = net.eval()
+    shapes = net.state_shapes()
+    names = list(shapes)
+    inputs = ["features", "lookahead", *names]
+    outputs = ["motion", *(f"{n}:next" for n in names)]
+    example = (
+        torch.zeros(1, 1, net.config.n_inputs),
+        torch.zeros(1, len(LOOKAHEAD_STEPS)),
+        *(torch.zeros(1, *shapes[n]) for n in names),
+    )
+    with warnings.catch_warnings():
+        # The older exporter: the new one takes half a minute for these three layers.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            Step(net, names), example, str(folder / "motion.onnx"), dynamo=False, opset_version=17,
+            input_names=inputs, output_names=outputs,
+            dynamic_axes={n: {0: "batch"} for n in inputs + outputs},
+        )  # fmt: skip
+    description = {
+        "kind": "motion",
+        "version": 1,
+        "graph": "motion.onnx",
+        "channels": list(SPEECH_CHANNELS),
+        "lookahead_ms": list(LOOKAHEAD_STEPS),
+        "state": {n: list(s) for n, s in shapes.items()},
+        "sizes": net.describe(),
+    }
+    text = json.dumps(description | (facts or {}), indent=1)
+    (folder / "model.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "card.md").write_text(card, encoding="utf-8")
+    return folder
