@@ -178,13 +178,26 @@ def test_compressed_sound_starts_on_time(tmp_path, suffix, codec, rate):
     assert abs(int(np.argmax(scores)) - 2000) <= 16  # 1 ms
 
 
-def encode(path, codec, rate, pcm):
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [("flac", "flac"), ("m4a", "aac"), ("wav", "pcm_s16le")]
+)
+def test_seven_one_does_not_crash(tmp_path, suffix, codec):
+    """PyAV 18 runs past the planes of an 8-channel planar frame (segmentation fault)."""
+    path = tmp_path / f"sound.{suffix}"
+    encode(path, codec, 48_000, np.repeat(speech_like(0.2, 48_000)[:, None], 8, 1), "7.1")
+    blocks = [block for block, _ in audio.decode_audio(path)]
+    assert {block.shape[1] for block in blocks} == {8}
+    assert len(read_all(path)) >= 3200
+
+
+def encode(path, codec, rate, pcm, layout="mono"):
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
-        stream.layout = "mono"
-        resampler = av.AudioResampler(stream.format, "mono", rate)
+        stream.layout = layout
+        resampler = av.AudioResampler(stream.format, layout, rate)
         for start in range(0, len(pcm), 1000):
-            frame = av.AudioFrame.from_ndarray(pcm[None, start : start + 1000], "flt", "mono")
+            packed = pcm[start : start + 1000].reshape(1, -1)
+            frame = av.AudioFrame.from_ndarray(packed, "flt", layout)
             frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
             for ready in resampler.resample(frame):
                 container.mux(stream.encode(ready))

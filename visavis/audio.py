@@ -18,7 +18,7 @@ import numpy as np
 from numba import njit
 
 from visavis.errors import AudioError
-from visavis.media import READ_ERRORS, open_media, reason
+from visavis.media import READ_ERRORS, open_media, origin, reason
 from visavis.types import SAMPLE_RATE, State
 
 MIN_RATE, MAX_RATE = 4_000, 384_000  # Hz
@@ -396,12 +396,19 @@ def _samples(frame: av.AudioFrame, path: Path, seconds: Fraction) -> np.ndarray:
             f"{path} has {frame.sample_rate} samples per second; expected {MIN_RATE} to "
             f"{MAX_RATE}: convert it first"
         )
-    try:
-        raw = frame.to_ndarray()
-    except ValueError as error:
-        raise AudioError(f"{path}: {error}; convert it to 16-bit WAV first") from None
     channels = frame.layout.nb_channels
-    block = raw.T if frame.format.is_planar else raw.reshape(-1, channels)
+    try:
+        if frame.format.is_planar and channels >= 8:  # PyAV 18 reads past 8 planes and crashes
+            packed = av.AudioResampler(frame.format.packed.name)
+            raw = np.concatenate(
+                [f.to_ndarray() for f in packed.resample(frame) + packed.resample(None)], axis=1
+            )
+            block = raw.reshape(-1, channels)
+        else:
+            raw = frame.to_ndarray()
+            block = raw.T if frame.format.is_planar else raw.reshape(-1, channels)
+    except READ_ERRORS as error:
+        raise AudioError(f"{path}: {reason(error)}; convert it to 16-bit WAV first") from None
     if block.dtype.kind == "f" and not np.isfinite(block).all():
         row = int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
         at = float(seconds + Fraction(row, frame.sample_rate))
@@ -415,9 +422,9 @@ def _lead_in(container: av.container.InputContainer, first: av.AudioFrame) -> Fr
     """Seconds from the start of a film to its first sound; 0 for files that are only sound."""
     cover = av.stream.Disposition.attached_pic
     film = any(s.type == "video" and not s.disposition & cover for s in container.streams)
-    if not film or first.pts is None or container.start_time is None:
+    if not film or first.pts is None:
         return Fraction(0)
-    late = first.pts * first.time_base - Fraction(container.start_time, av.time_base)
+    late = first.pts * first.time_base - origin(container)
     return late if Fraction(1, 1000) < late <= MAX_LEAD_IN_S else Fraction(0)
 
 

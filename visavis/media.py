@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -58,6 +59,11 @@ def open_media(
             ) from None
         with container:
             yield container
+
+
+def origin(container: av.container.InputContainer) -> Fraction:
+    """Seconds on the container's own clock that count as time 0, for sound and picture alike."""
+    return Fraction(max(0, container.start_time or 0), av.time_base)
 
 
 @contextmanager
