@@ -11,7 +11,7 @@ import json
 import math
 import os
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -177,6 +177,33 @@ def load_avatar(path: str | Path) -> Avatar:
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as err:
         raise AvatarError(f"{path} is not an .avatar file ({err}); make it again") from err
     return _unpack(members, path)
+
+
+def resize_avatar(avatar: Avatar, size: int) -> Avatar:
+    """The same avatar at another size.
+
+    Raises:
+        AvatarError: the size is out of range.
+    """
+    if not SIZES[0] <= size <= SIZES[1]:
+        raise AvatarError(f"size is {size}, expected {SIZES[0]} to {SIZES[1]} pixels")
+    if size == avatar.size:
+        return avatar
+    ratio = size / avatar.size
+    flag = cv2.INTER_AREA if ratio < 1 else cv2.INTER_CUBIC
+    image, plate, matte = (
+        cv2.resize(a, (size, size), interpolation=flag)
+        for a in (avatar.image, avatar.plate, avatar.matte)
+    )
+    points = avatar.points.astype(np.float64) * ratio
+    points[:, :2] += 0.5 * ratio - 0.5
+    shift = avatar.rest.shift * ratio
+    shift[:2] += 0.5 * ratio - 0.5
+    rest = Pose(avatar.rest.rotation, avatar.rest.scale * ratio, shift)
+    meta = avatar.meta.model_copy(update={"size": size})
+    return replace(
+        avatar, image=image, plate=plate, matte=matte, points=points.astype(np.float32), rest=rest, meta=meta
+    )
 
 
 def _crop(image: np.ndarray, points: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:

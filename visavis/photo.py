@@ -17,11 +17,11 @@ MAX_FILE_BYTES = 80 << 20
 MAX_SIDE = 12_000
 MAX_PIXELS = 110_000_000
 MIN_SIDE = 96
-MIN_FACE = 96  # pixels from ear to ear
+MIN_FACE = 96  # pixels, the longer side of the face mesh
 MAX_YAW = 35.0
 MAX_PITCH = 32.0
 MIN_SCORE = 0.6
-SECOND_FACE = 0.35  # a second face this much of the first's width is a second person
+SECOND_FACE = 0.35  # a second face this much of the first's extent is a second person
 
 
 def read_photo(photo: str | Path | np.ndarray) -> tuple[np.ndarray, str]:
@@ -89,12 +89,12 @@ def check_face(image: np.ndarray, faces: list[FaceObservation]) -> FaceObservati
     if not faces:
         raise FaceError("no face was found in the photo; give one person facing the camera")
     face = faces[0]
-    width = _width(face)
-    others = [f for f in faces[1:] if _width(f) > SECOND_FACE * width]
+    extent = _extent(face)
+    others = [f for f in faces[1:] if _extent(f) > SECOND_FACE * extent]
     if others:
         raise FaceError(f"the photo shows {1 + len(others)} faces, expected one; crop it to one person")
-    if width < MIN_FACE:
-        raise FaceError(f"the face is {width:.0f} px wide, at least {MIN_FACE} are needed; use a larger photo")
+    if extent < MIN_FACE:
+        raise FaceError(f"the face is {extent:.0f} px tall, at least {MIN_FACE} are needed; use a larger photo")
     pitch, yaw, _ = fit_pose(face.points, load_face_model().template).angles
     if abs(yaw) > MAX_YAW:
         raise FaceError(f"the head is turned {abs(yaw):.0f}° to the side, at most {MAX_YAW:.0f}° work; face the camera")
@@ -108,8 +108,8 @@ def check_face(image: np.ndarray, faces: list[FaceObservation]) -> FaceObservati
     return face
 
 
-def _width(face: FaceObservation) -> float:
-    return float(np.linalg.norm(face.points[454, :2] - face.points[234, :2]))
+def _extent(face: FaceObservation) -> float:
+    return float(np.ptp(face.points[:468, :2], axis=0).max())
 
 
 def _check_size(width: int, height: int, what: str) -> None:

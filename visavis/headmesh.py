@@ -1,0 +1,184 @@
+"""One head as a mesh over its photo: the face model's triangles inside, a grid of hair, ears and neck.
+
+Inside the face oval the vertices are the 478 of the face model. Outside, a grid turns rigidly with the
+skull, its depth falling back to the neck joint (so a silhouette stands while the face turns), its
+share in the motion fading over the neck to the still torso and at the border of the picture.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from visavis.avatar import Avatar
+from visavis.facemodel import (
+    FACE_OVAL,
+    LIP_CONTACT,
+    PIVOT,
+    FaceModel,
+    Pose,
+    lip_gap,
+    load_face_model,
+    pose_with,
+)
+from visavis.types import CHANNEL
+
+GRID = 20  # cells along a side outside the face
+NECK = (0.02, 0.62)  # where the head's share fades, face heights below the chin
+BORDER = 0.06  # of the picture's side, over which motion fades to its border
+FAR = 1e-3
+
+
+class HeadMesh:
+    """Geometry of one avatar at one size; constants only.
+
+    Attributes:
+        source: ``(V, 2)`` float32 pixels of the photo; the first 468 are face vertices.
+        triangles: ``(T, 3)`` int32, the outside first.
+        spans: ``(S, 2)`` int32, the moving pixels of each row.
+    """
+
+    def __init__(self, avatar: Avatar, model: FaceModel | None = None):
+        self.avatar = avatar
+        self.model = model or load_face_model()
+        self.rest = avatar.rest
+        size = avatar.size
+        points = avatar.points.astype(np.float64)
+        outside = _outside_nodes(points, size)
+        self.source = np.concatenate([points[:468, :2], outside]).astype(np.float32)
+        self._build_outside(points, outside, size)
+        face = self.model.triangles
+        grid = _grid_triangles(points, outside)
+        moving = np.concatenate([np.ones(468, bool), self._share > FAR])
+        moving[468:] |= self._follow.sum(1) > FAR
+        grid = grid[moving[grid].any(1)]
+        self.triangles = np.concatenate([grid, face]).astype(np.int32)
+        self._n_grid = len(grid)
+        self.spans = _spans(self.source, self.triangles, size)
+        self._rest_face = self._deform(avatar.motion)
+        # what the model cannot say about this photo, given back while the mouth is as in the photo
+        self._residual = avatar.rest.remove(points) - self._rest_face
+        self._photo_gap = float(lip_gap(avatar.rest.remove(points)))
+        self._oval_at_rest = self.rest.remove(points)[FACE_OVAL]
+
+    def _build_outside(self, points: np.ndarray, outside: np.ndarray, size: int) -> None:
+        chin, crown = points[152, :2], points[10, :2]
+        height = float(np.linalg.norm(chin - crown))
+        down = (chin - crown) / max(height, 1e-6)
+        below = ((outside - chin) @ down) / height
+        share = 1 - _smooth(below, *NECK)
+        edge = np.minimum(outside, size - 1 - outside).min(1)
+        self._share = share * _smooth(edge, 0, BORDER * size)
+        unit = self.rest.scale
+        gap = outside[:, None] - points[FACE_OVAL, :2][None]
+        far = np.hypot(gap[..., 0], gap[..., 1]) / unit
+        near = far.min(1)
+        weight = np.exp(-((far - near[:, None]) / 0.10) ** 2)
+        weight /= weight.sum(1, keepdims=True)
+        face_z = self.rest.remove(points)[FACE_OVAL, 2]
+        z_oval = weight @ face_z
+        depth = z_oval + (PIVOT[2] - z_oval) * _smooth(near, 0.0, 0.5)
+        # depth is in the face frame; solve for the pixel z that lands there
+        flat = np.concatenate([outside, np.zeros((len(outside), 1))], 1)
+        z_axis = self.rest.rotation[2, 2] or 1.0
+        flat[:, 2] = self.rest.shift[2]
+        flat[:, 2] += (depth - self.rest.remove(flat)[:, 2]) * self.rest.scale / z_axis
+        self._outside = self.rest.remove(flat)
+        pinned = _smooth(edge, 0, BORDER * size)
+        self._follow = weight * (np.exp(-((near / 0.28) ** 2)) * pinned)[:, None]
+
+    def _deform(self, motion: np.ndarray) -> np.ndarray:
+        return self.model.deform(self.avatar.neutral.astype(np.float64), motion)
+
+    def face(self, motion: np.ndarray) -> tuple[np.ndarray, Pose]:
+        """Posed face at a motion.
+
+        Args:
+            motion: ``(D,)``.
+
+        Returns:
+            ``(478, 3)`` pixels and the pose.
+        """
+        shape = self._deform(motion)
+        apart = abs(float(motion[CHANNEL["jaw_open"]]) - self._photo_gap)
+        shape = shape + self._residual * max(0.0, 1.0 - apart / (3 * LIP_CONTACT))
+        pose = pose_with(self.rest, motion)
+        return pose.apply(shape), pose
+
+    def vertices(self, motion: np.ndarray) -> tuple[np.ndarray, np.ndarray, Pose]:
+        """All mesh vertices at a motion.
+
+        Args:
+            motion: ``(D,)``.
+
+        Returns:
+            ``(V, 2)`` float32 target pixels, ``(478, 3)`` face pixels, the pose.
+        """
+        face, pose = self.face(motion)
+        rigid = pose.apply(self._outside) - self.rest.apply(self._outside)
+        # what the jaw does beyond the head's own motion pulls the skin beside it along
+        own = face[FACE_OVAL] - pose.apply(self._oval_at_rest)
+        moved = self.source[468:] + self._share[:, None] * rigid[:, :2] + self._follow @ own[:, :2]
+        return np.concatenate([face[:468, :2], moved]).astype(np.float32), face, pose
+
+    def order(self, face: np.ndarray) -> np.ndarray:
+        """Drawing order, ``(T,)`` int64: the outside, then the face from far to near."""
+        depth = face[self.model.triangles, 2].sum(1)
+        inner = np.argsort(-depth, kind="stable") + self._n_grid
+        return np.concatenate([np.arange(self._n_grid), inner])
+
+
+def _smooth(x: np.ndarray, low: float, high: float) -> np.ndarray:
+    t = np.clip((x - low) / (high - low), 0, 1)
+    return t * t * (3 - 2 * t)
+
+
+def _outside_nodes(points: np.ndarray, size: int) -> np.ndarray:
+    """Grid nodes outside the face oval, ``(N, 2)``; two rings close to the oval keep cells round."""
+    line = np.linspace(0, size - 1, GRID + 1)
+    grid = np.stack(np.meshgrid(line, line), -1).reshape(-1, 2)
+    oval = points[FACE_OVAL, :2]
+    centre = oval.mean(0)
+    rings = [centre + (oval - centre) * s for s in (1.13, 1.30)]
+    inside = np.concatenate(rings)
+    margin = 0.25 * size / GRID
+    inside = inside[((inside > margin) & (inside < size - 1 - margin)).all(1)]
+    contour = (centre + (oval - centre) * 1.38).astype(np.float32)
+    far = np.array([cv2.pointPolygonTest(contour, tuple(map(float, p)), True) for p in grid])
+    return np.concatenate([grid[far < -0.2 * size / GRID], inside])
+
+
+def _grid_triangles(points: np.ndarray, outside: np.ndarray) -> np.ndarray:
+    """Delaunay triangles of oval and outside nodes that lie outside the face, ``(T, 3)``."""
+    nodes = np.concatenate([points[FACE_OVAL, :2], outside]).astype(np.float32)
+    index = np.concatenate([FACE_OVAL, 468 + np.arange(len(outside))])
+    low, high = nodes.min(0) - 8, nodes.max(0) + 8
+    plane = cv2.Subdiv2D((int(low[0]), int(low[1]), int(high[0] - low[0]) + 2, int(high[1] - low[1]) + 2))
+    where: dict[tuple[float, float], int] = {}
+    for node, i in zip(nodes, index, strict=True):
+        key = (float(node[0]), float(node[1]))
+        if key not in where:
+            where[key] = int(i)
+            plane.insert(key)
+    oval = nodes[: len(FACE_OVAL)]
+    rows = []
+    for t in plane.getTriangleList():
+        corners = [(float(t[k]), float(t[k + 1])) for k in (0, 2, 4)]
+        if not all(c in where for c in corners):
+            continue
+        middle = np.mean(corners, axis=0)
+        if cv2.pointPolygonTest(oval, (float(middle[0]), float(middle[1])), False) <= 0:
+            rows.append([where[c] for c in corners])
+    return np.array(rows, np.int32).reshape(-1, 3)
+
+
+def _spans(source: np.ndarray, triangles: np.ndarray, size: int) -> np.ndarray:
+    """First and one past last covered pixel of each row; the outer nodes of the mesh never move."""
+    cover = np.zeros((size, size), np.uint8)
+    for t in triangles:
+        cv2.fillConvexPoly(cover, np.round(source[t]).astype(np.int32), 1)
+    spans = np.zeros((size, 2), np.int32)
+    for y in np.flatnonzero(cover.any(1)):
+        x = np.flatnonzero(cover[y])
+        spans[y] = x[0], x[-1] + 1
+    return spans

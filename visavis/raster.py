@@ -1,0 +1,128 @@
+"""The CPU rasteriser: numba kernels that turn moved triangles into a frame.
+
+``fill_map`` writes, for every pixel a triangle covers, where in the source picture it comes from;
+``shade`` fetches that colour and lays it over the still base. ``tests/test_raster.py`` holds both to a
+plain NumPy twin.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+ATLAS_SCALE = 2  # the source picture is stored at twice the frame's scale: bilinear stays sharp
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def fill_map(
+    target: np.ndarray, source: np.ndarray, triangles: np.ndarray, order: np.ndarray, out: np.ndarray
+) -> None:
+    """Write source coordinates for every covered pixel, later triangles over earlier ones.
+
+    Args:
+        target: ``(V, 2)`` float32 pixels in the frame.
+        source: ``(V, 2)`` float32 pixels in the source picture.
+        triangles: ``(T, 3)`` int32.
+        order: ``(T,)`` int64, drawing order.
+        out: ``(H, W, 2)`` float32, written in place.
+    """
+    height, width = out.shape[0], out.shape[1]
+    edge = np.float32(1e-3)
+    for k in range(order.shape[0]):
+        i0, i1, i2 = triangles[order[k], 0], triangles[order[k], 1], triangles[order[k], 2]
+        x0, y0 = target[i0, 0], target[i0, 1]
+        x1, y1 = target[i1, 0], target[i1, 1]
+        x2, y2 = target[i2, 0], target[i2, 1]
+        area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
+        if abs(area) < 1e-6:
+            continue
+        inv = np.float32(1.0) / area
+        # source = s0 + (x - x0) * dx + (y - y0) * dy
+        ux, uy = source[i1, 0] - source[i0, 0], source[i1, 1] - source[i0, 1]
+        vx, vy = source[i2, 0] - source[i0, 0], source[i2, 1] - source[i0, 1]
+        dxx = (ux * (y2 - y0) - vx * (y1 - y0)) * inv
+        dxy = (uy * (y2 - y0) - vy * (y1 - y0)) * inv
+        dyx = (vx * (x1 - x0) - ux * (x2 - x0)) * inv
+        dyy = (vy * (x1 - x0) - uy * (x2 - x0)) * inv
+        top = max(0, int(np.ceil(min(y0, y1, y2) - edge)))
+        bottom = min(height - 1, int(np.floor(max(y0, y1, y2) + edge)))
+        for y in range(top, bottom + 1):
+            low, high = np.float32(1e9), np.float32(-1e9)
+            for e in range(3):
+                ax, ay, bx, by = x0, y0, x1, y1
+                if e == 1:
+                    ax, ay, bx, by = x1, y1, x2, y2
+                elif e == 2:
+                    ax, ay, bx, by = x2, y2, x0, y0
+                if (ay <= y + edge and by >= y - edge) or (by <= y + edge and ay >= y - edge):
+                    if abs(by - ay) < 1e-6:
+                        low, high = min(low, ax, bx), max(high, ax, bx)
+                    else:
+                        t = min(max((y - ay) / (by - ay), np.float32(0.0)), np.float32(1.0))
+                        x = ax + t * (bx - ax)
+                        low, high = min(low, x), max(high, x)
+            first = max(0, int(np.ceil(low - edge)))
+            last = min(width - 1, int(np.floor(high + edge)))
+            sx = source[i0, 0] + (first - x0) * dxx + (y - y0) * dyx
+            sy = source[i0, 1] + (first - x0) * dxy + (y - y0) * dyy
+            for x in range(first, last + 1):
+                out[y, x, 0] = sx
+                out[y, x, 1] = sy
+                sx += dxx
+                sy += dxy
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def shade(
+    field: np.ndarray, atlas: np.ndarray, base: np.ndarray, spans: np.ndarray, out: np.ndarray
+) -> None:
+    """Fetch the mapped colour and lay it over the base, bilinear, in 8.8 fixed point.
+
+    Args:
+        field: ``(H, W, 2)`` float32 source pixels.
+        atlas: ``(H * s, W * s, 4)`` uint8, colour premultiplied by its alpha, ``s = ATLAS_SCALE``.
+        base: ``(H, W, 3)`` uint8 still picture.
+        spans: ``(H, 2)`` int32, first and one past last moving pixel of each row.
+        out: ``(H, W, 3)`` uint8, written inside the spans only.
+    """
+    rows, columns = atlas.shape[0], atlas.shape[1]
+    scale = np.float32(ATLAS_SCALE)
+    shift = np.float32(0.5 * ATLAS_SCALE - 0.5)
+    for y in range(field.shape[0]):
+        for x in range(spans[y, 0], spans[y, 1]):
+            fx = min(max(field[y, x, 0] * scale + shift, np.float32(0)), np.float32(columns - 1.001))
+            fy = min(max(field[y, x, 1] * scale + shift, np.float32(0)), np.float32(rows - 1.001))
+            ix, iy = int(fx), int(fy)
+            wx, wy = int((fx - ix) * 256), int((fy - iy) * 256)
+            w11 = wx * wy
+            w10 = (wy << 8) - w11
+            w01 = (wx << 8) - w11
+            w00 = 65536 - w01 - w10 - w11
+            alpha = (
+                atlas[iy, ix, 3] * w00 + atlas[iy, ix + 1, 3] * w01
+                + atlas[iy + 1, ix, 3] * w10 + atlas[iy + 1, ix + 1, 3] * w11
+            )  # fmt: skip
+            if alpha == 0:
+                for c in range(3):
+                    out[y, x, c] = base[y, x, c]
+                continue
+            rest = 255 * 65536 - alpha
+            for c in range(3):
+                value = (
+                    atlas[iy, ix, c] * w00 + atlas[iy, ix + 1, c] * w01
+                    + atlas[iy + 1, ix, c] * w10 + atlas[iy + 1, ix + 1, c] * w11
+                )  # fmt: skip
+                if rest > 0:
+                    value += base[y, x, c] * (rest // 255)
+                out[y, x, c] = min((value + 32768) >> 16, 255)
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def fetch_alpha(field: np.ndarray, atlas: np.ndarray, spans: np.ndarray, out: np.ndarray) -> None:
+    """The moved matte alone, nearest sample, ``(H, W)`` uint8, written inside the spans only."""
+    rows, columns = atlas.shape[0], atlas.shape[1]
+    for y in range(field.shape[0]):
+        for x in range(spans[y, 0], spans[y, 1]):
+            ix = min(max(int(field[y, x, 0] * ATLAS_SCALE + 1.0), 0), columns - 1)
+            iy = min(max(int(field[y, x, 1] * ATLAS_SCALE + 1.0), 0), rows - 1)
+            out[y, x] = atlas[iy, ix, 3]

@@ -1,0 +1,150 @@
+"""Motion to frames: the photo warped by its posed mesh, eyes and mouth laid into it.
+
+Tier ``mesh`` needs no net: eyes turn under lids that fold, the mouth's inside is the photo's own teeth
+or a generic set. Tier ``patch`` lets a small net paint the mouth. The background never moves.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from visavis.avatar import Avatar, resize_avatar
+from visavis.errors import ConfigError
+from visavis.eyes import EyePainter
+from visavis.headmesh import HeadMesh
+from visavis.matte import foreground_colour
+from visavis.mouth import MouthNet, apply_transform, crop_transform, make_reference, paste, warp_crop
+from visavis.raster import ATLAS_SCALE, fetch_alpha, fill_map, shade
+from visavis.teeth import TeethPainter
+from visavis.types import N_CHANNELS, State
+
+TIERS = ("mesh", "patch")
+MOUTH_DIR = Path(__file__).parent / "assets" / "models" / "mouth"
+
+
+class Renderer:
+    """Draws one avatar. Holds constants only; ``step`` takes and gives its memory.
+
+    Args:
+        avatar: who.
+        tier: ``mesh`` or ``patch``.
+        size: side of the frame in pixels; the avatar's own by default.
+        mouth_dir: model folder of the mouth net, for ``patch``.
+        threads: CPU threads of the net.
+
+    Raises:
+        ConfigError: unknown tier.
+        ModelError: the mouth net is missing.
+    """
+
+    lookahead = 0
+
+    def __init__(
+        self,
+        avatar: Avatar,
+        tier: str = "patch",
+        size: int | None = None,
+        mouth_dir: str | Path = MOUTH_DIR,
+        threads: int = 1,
+    ):
+        if tier not in TIERS:
+            raise ConfigError(f"tier {tier!r} is unknown here; choose one of {', '.join(TIERS)}")
+        self.avatar = avatar = resize_avatar(avatar, size) if size else avatar
+        self.tier = tier
+        self.size = avatar.size
+        self.mesh = HeadMesh(avatar)
+        matte = avatar.matte.astype(np.float32) / 255
+        self._atlas = _atlas(foreground_colour(avatar.image, matte), matte)
+        self._base = _base(avatar, self.mesh.spans)
+        y, x = np.mgrid[: self.size, : self.size].astype(np.float32)
+        self._identity = np.ascontiguousarray(np.dstack([x, y]))
+        self._eyes = EyePainter(avatar)
+        self._teeth = TeethPainter(avatar)
+        self._net = MouthNet(mouth_dir, threads=threads) if tier == "patch" else None
+        self._reference = make_reference(avatar.image, avatar.points)[None]
+
+    def init_state(self, batch: int = 1) -> State:
+        """Memory of no previous frame."""
+        if self._net is None:
+            return {}
+        return {f"render/{k}": v for k, v in self._net.init_state(batch).items()}
+
+    def step(self, state: State, motion: np.ndarray) -> tuple[State, np.ndarray]:
+        """Draw frames.
+
+        Args:
+            state: from ``init_state`` or the step before.
+            motion: ``(B, K, D)`` float32, one row per frame.
+
+        Returns:
+            The next state and ``(B, K, S, S, 3)`` uint8 RGB.
+        """
+        batch, count, width = motion.shape
+        assert width == N_CHANNELS, motion.shape
+        frames = np.empty((batch, count, self.size, self.size, 3), np.uint8)
+        for k in range(count):
+            for b in range(batch):
+                one = {name: value[b : b + 1] for name, value in state.items()}
+                one = self._draw(one, motion[b, k], frames[b, k])
+                state = one if batch == 1 else _put(state, one, b)
+        return state, frames
+
+    def flush(self, state: State) -> np.ndarray:
+        """Nothing is held back: ``(B, 0, S, S, 3)``."""
+        return np.empty((1, 0, self.size, self.size, 3), np.uint8)
+
+    def matte(self, motion: np.ndarray) -> np.ndarray:
+        """Where the person is at a motion ``(D,)``: ``(S, S)`` uint8."""
+        out = np.array(self.avatar.matte)
+        fetch_alpha(self._field(motion)[0], self._atlas, self.mesh.spans, out)
+        return out
+
+    def _field(self, motion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        target, face, _ = self.mesh.vertices(motion)
+        field = self._identity.copy()
+        fill_map(target, self.mesh.source, self.mesh.triangles, self.mesh.order(face), field)
+        return field, face
+
+    def _draw(self, state: State, motion: np.ndarray, out: np.ndarray) -> State:
+        field, face = self._field(motion)
+        np.copyto(out, self._base)
+        shade(field, self._atlas, self._base, self.mesh.spans, out)
+        self._eyes.paint(out, face, motion)
+        if self._net is None:
+            self._teeth.paint(out, face, self.mesh, motion)
+            return state
+        transform = crop_transform(face)
+        crop = warp_crop(out, transform)[None]
+        local = apply_transform(transform, face)[None]
+        memory = {k.removeprefix("render/"): v for k, v in state.items()}
+        memory, rgb, alpha = self._net.step(memory, crop, local, self._reference)
+        paste(out, transform, rgb[0], alpha[0])
+        return {f"render/{k}": v for k, v in memory.items()}
+
+
+def _put(state: State, one: State, row: int) -> State:
+    merged = {name: value.copy() for name, value in state.items()}
+    for name, value in one.items():
+        merged[name][row] = value[0]
+    return merged
+
+
+def _atlas(colour: np.ndarray, matte: np.ndarray) -> np.ndarray:
+    """The person as premultiplied RGBA at ``ATLAS_SCALE``, ``(S s, S s, 4)`` uint8."""
+    side = colour.shape[0] * ATLAS_SCALE
+    big = cv2.resize(colour, (side, side), interpolation=cv2.INTER_LANCZOS4).astype(np.float32)
+    alpha = cv2.resize(matte, (side, side), interpolation=cv2.INTER_LINEAR)
+    alpha = np.round(np.clip(alpha, 0, 1) * 255)
+    rgb = np.round(big * (alpha / 255)[..., None])
+    return np.ascontiguousarray(np.dstack([rgb, alpha]).astype(np.uint8))
+
+
+def _base(avatar: Avatar, spans: np.ndarray) -> np.ndarray:
+    """What stands still: the plate where the head moves, the photo elsewhere."""
+    base = avatar.image.copy()
+    for y, (first, last) in enumerate(spans):
+        base[y, first:last] = avatar.plate[y, first:last]
+    return base
