@@ -1,0 +1,404 @@
+"""The command line. Builds the config, calls the library, says one line when it cannot.
+
+Exit status: 0 done; 2 the input or the output cannot be used; 1 a model is missing or broken;
+130 stopped with Ctrl-C. Heavy imports stand inside the commands, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from typer.exceptions import TyperException
+
+from visavis.errors import ConfigError, FaceError, InputError, OutputError, VisavisError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from visavis.avatar import Avatar
+    from visavis.pipeline import PipelineConfig
+
+ASSETS = Path(__file__).parent / "assets"
+DEMO_AVATAR, DEMO_SPEECH = ASSETS / "demo.avatar", ASSETS / "demo_speech.opus"
+FILM_SUFFIXES = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".m4v", ".mpg", ".mpeg", ".ts")
+STREAM_CHUNK = 640  # bytes: 20 ms of 16 kHz 16-bit mono
+
+app = typer.Typer(
+    help="One photo and a voice become a talking head.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+models_app = typer.Typer(help="The model files: where they are, get them, check them.")
+app.add_typer(models_app, name="models", no_args_is_help=True)
+
+Output = Annotated[Path, typer.Option("-o", "--output", help="File to write.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+Fps = Annotated[str, typer.Option(help="Frames per second: 30, 25, 29.97, 30000/1001.")]
+Size = Annotated[int, typer.Option(help="Side of the square frame in pixels, 256 to 1024.")]
+Tier = Annotated[str, typer.Option(help="Renderer: mesh, patch or full.")]
+Lookahead = Annotated[int, typer.Option(help="Sound heard ahead of a frame: 0, 40, 80 or 160 ms.")]
+Seed = Annotated[int, typer.Option(help="Of blinks, gaze and head motion.")]
+Who = Annotated[Path, typer.Argument(metavar="AVATAR|IMAGE", help="An .avatar file or a photo.")]
+
+
+# --- at the edge ---------------------------------------------------------------------------------
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        return app(args=arguments, prog_name="visavis", standalone_mode=False) or 0
+    except TyperException as error:
+        if error.format_message():  # empty: the help was printed
+            _complain(f"{error.format_message().rstrip('.')}: see visavis --help")
+        return 2
+    except (InputError, OutputError) as error:
+        _complain(str(error))
+        return 2
+    except VisavisError as error:
+        _complain(str(error))
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `visavis stream | head`: the reader has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _terminated(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)  # unwinds, so that no half-written file stays
+
+
+def _complain(text: str) -> None:
+    print("visavis: " + " ".join(text.split()), file=sys.stderr)
+
+
+def _warn(text: str) -> None:
+    _complain(f"warning: {text}")
+
+
+def _say(as_json: bool, facts: dict, text: str) -> None:
+    """One JSON object, or one line for people."""
+    print(json.dumps(facts, default=str) if as_json else text, flush=True)
+
+
+@contextmanager
+def _progress(label: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar on stderr where that is a terminal; call with steps done and steps in all."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total=None: bar.update(task, completed=done, total=total)
+
+
+def _fraction(text: str) -> Fraction:
+    try:
+        value = Fraction(text) if len(text) <= 20 else Fraction(0)
+    except (ValueError, ZeroDivisionError):
+        value = Fraction(0)
+    if not 1 <= value <= 240:
+        raise ConfigError(f"--fps {text[:20]}; expected 1 to 240, such as 30, 29.97 or 30000/1001")
+    return value
+
+
+def _config(fps: str, size: int, tier: str, lookahead_ms: int, seed: int) -> PipelineConfig:
+    from pydantic import ValidationError
+
+    from visavis.pipeline import PipelineConfig
+
+    try:
+        return PipelineConfig(
+            fps=_fraction(fps), size=size, tier=tier, lookahead_ms=lookahead_ms, seed=seed
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]).replace("_", "-") if first["loc"] else "settings"
+        raise ConfigError(f"--{name} {first['input']}: {first['msg']}") from None
+
+
+def _check_film(path: Path, *inputs: Path) -> None:
+    """Refuse, before any work, a name no film can be written to."""
+    from visavis.video import FORMATS
+
+    if path.suffix.lower() not in FORMATS:
+        raise OutputError(f"{path} ends in '{path.suffix}'; expected {' or '.join(FORMATS)}")
+    _check_output(path, *inputs)
+
+
+def _check_output(path: Path, *inputs: Path) -> None:
+    for source in inputs:
+        if path.exists() and source.exists() and path.samefile(source):
+            raise ConfigError(f"-o {path} would replace the input; choose another name")
+    if not path.parent.is_dir():
+        raise OutputError(f"folder {path.parent} does not exist: make it, or choose another")
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; expected the name of a file to write")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"folder {path.parent} cannot be written: choose another")
+
+
+def _avatar(path: Path) -> Avatar:
+    """An ``.avatar`` file as it is; a photo is made into one on the way."""
+    from visavis.avatar import create_avatar, load_avatar
+
+    return load_avatar(path) if path.suffix.lower() == ".avatar" else create_avatar(path)
+
+
+def _frame_with_face(path: Path) -> np.ndarray:
+    """The first of a film's frames, two a second, that shows a face to animate."""
+    from visavis.avatar import create_avatar
+    from visavis.video import read_video
+
+    last, refused = -1.0, None
+    for _, time, image in read_video(path, on_warning=_warn):
+        if time >= last + 0.5:
+            last = float(time)
+            try:
+                create_avatar(image)
+            except FaceError as error:
+                refused = error
+            else:
+                _warn(f"{path}: one frame is used, at {last:.1f} s")
+                return image
+        if last > 30:
+            break
+    raise FaceError(f"{path}: no frame of the first 30 s will do; the last one: {refused}")
+
+
+def _demo_avatar() -> Avatar:
+    from visavis.avatar import load_avatar
+
+    return load_avatar(DEMO_AVATAR)
+
+
+# --- commands ------------------------------------------------------------------------------------
+
+
+@app.command()
+def demo(
+    output: Output = Path("demo.mp4"),
+    fps: Fps = "30",
+    size: Size = 512,
+    tier: Tier = "patch",
+    lookahead_ms: Lookahead = 80,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """The built-in person says the built-in sentences."""
+    config = _config(fps, size, tier, lookahead_ms, seed)
+    _check_film(output)
+    _render(_demo_avatar(), DEMO_SPEECH, output, config, None, as_json)
+
+
+@app.command()
+def create(
+    source: Annotated[Path, typer.Argument(metavar="IMAGE|VIDEO", help="A photo of one face.")],
+    output: Output,
+    size: Size = 512,
+    as_json: Json = False,
+) -> None:
+    """Make an avatar from a photo."""
+    from visavis.avatar import create_avatar
+
+    _check_output(output, source)
+    photo = _frame_with_face(source) if source.suffix.lower() in FILM_SUFFIXES else source
+    avatar = create_avatar(photo, size=size, name=source.stem)
+    avatar.save(output)
+    facts = {"output": str(output), "size": avatar.size, "bytes": output.stat().st_size}
+    _say(as_json, facts, f"wrote {output}: {avatar.size} px, {facts['bytes'] / 1e6:.1f} MB")
+
+
+@app.command()
+def render(
+    who: Who,
+    audio: Annotated[Path, typer.Argument(metavar="AUDIO", help="Any sound or video file.")],
+    output: Output,
+    fps: Fps = "30",
+    size: Size = 512,
+    tier: Tier = "patch",
+    lookahead_ms: Lookahead = 80,
+    seed: Seed = 0,
+    motion_out: Annotated[Path | None, typer.Option(help="Keep the motion too.")] = None,
+    as_json: Json = False,
+) -> None:
+    """A face says what a sound file says: OUT.mp4 (H.264) or OUT.webm (VP9)."""
+    from visavis.audio import probe_audio
+
+    config = _config(fps, size, tier, lookahead_ms, seed)
+    _check_film(output, who, audio)
+    if motion_out is not None:
+        _check_output(motion_out, who, audio, output)
+    probe_audio(audio)
+    _render(_avatar(who), audio, output, config, motion_out, as_json)
+
+
+def _render(
+    avatar: Avatar,
+    audio: Path,
+    output: Path,
+    config: PipelineConfig,
+    motion_out: Path | None,
+    as_json: bool,
+) -> None:
+    from visavis import pipeline
+
+    with _progress("render") as progress:
+        report = pipeline.render(
+            avatar, audio, output, config, progress=progress, motion_out=motion_out, warn=_warn
+        )
+    facts = asdict(report) | {"output": str(output)}
+    _say(as_json, facts, f"wrote {output}: {report.frames} frames, {report.seconds:.2f} s")
+
+
+@app.command()
+def track(
+    video: Annotated[Path, typer.Argument(metavar="VIDEO", help="A film of one face.")],
+    output: Output,
+    csv: Annotated[bool, typer.Option("--csv", help="Also OUT.csv, ARKit blendshapes.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure the motion of the person in a film."""
+    from visavis.motionfile import save_motion, to_arkit_csv
+    from visavis.track import track_video
+
+    _check_output(output, video)
+    with _progress("track") as progress:
+        motion = track_video(video, progress=lambda done: progress(done, None))
+    save_motion(motion, output)
+    facts = {"output": str(output), "steps": len(motion), "rate": str(motion.rate)}
+    if csv:
+        facts["csv"] = str(output.with_suffix(".csv"))
+        to_arkit_csv(motion, facts["csv"])
+    _say(as_json, facts, f"wrote {output}: {len(motion)} steps at {motion.rate} Hz")
+
+
+@app.command()
+def stream(
+    who: Who,
+    fps: Fps = "30",
+    size: Size = 512,
+    tier: Tier = "patch",
+    lookahead_ms: Lookahead = 80,
+    seed: Seed = 0,
+    jpeg: Annotated[bool, typer.Option("--jpeg", help="JPEG images, not raw RGB.")] = False,
+) -> None:
+    """Raw pipe: 16 kHz 16-bit mono PCM on stdin, frames on stdout as they are ready.
+
+    Frames are SIZE x SIZE x 3 bytes: ffplay -f rawvideo -pixel_format rgb24 -video_size 512x512 -
+    """
+    import cv2
+
+    from visavis import pipeline
+
+    if sys.stdout.isatty():
+        raise ConfigError("stream writes raw frames to a terminal; expected a pipe or a file")
+    config = _config(fps, size, tier, lookahead_ms, seed)
+    avatar = _avatar(who)
+    for frame in pipeline.stream(avatar, _stdin_pcm(), config):
+        if jpeg:
+            bgr = cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR)
+            sys.stdout.buffer.write(cv2.imencode(".jpg", bgr)[1].tobytes())
+        else:
+            sys.stdout.buffer.write(frame.image.tobytes())
+        sys.stdout.buffer.flush()
+
+
+def _stdin_pcm() -> Iterator:
+    import numpy as np
+
+    from visavis.audio import pcm_to_float
+
+    odd = b""
+    while data := sys.stdin.buffer.read1(STREAM_CHUNK):
+        data = odd + data
+        even = len(data) // 2 * 2
+        odd = data[even:]
+        if even:
+            yield pcm_to_float(np.frombuffer(data[:even], "<i2"))
+
+
+@models_app.command("list")
+def models_list(as_json: Json = False) -> None:
+    """What there is and where."""
+    from visavis.modelstore import cache_dir, find_task
+
+    task = find_task()
+    wheel = cache_dir() / "mediapipe-0.10.21"
+    face = str(task or (wheel if wheel.is_dir() else "") or "missing: visavis models pull")
+    shipped = {path.name: str(path) for path in sorted((ASSETS / "models").iterdir())}
+    lines = [f"{'face graphs':16} {face}", *(f"{k:16} {v}" for k, v in shipped.items())]
+    _say(as_json, {"face_graphs": face, "shipped": shipped}, "\n".join(lines))
+
+
+@models_app.command("pull")
+def models_pull(as_json: Json = False) -> None:
+    """Fetch the face graphs (Google, Apache-2.0) unless they are here."""
+    from visavis.modelstore import face_graphs
+
+    origin = str(face_graphs().origin)
+    _say(as_json, {"face_graphs": origin}, f"face graphs: {origin}")
+
+
+@models_app.command("verify")
+def models_verify(as_json: Json = False) -> None:
+    """Check hashes and load every model once."""
+    from visavis.backends import Graph
+    from visavis.modelstore import face_graphs, sha256
+
+    facts = {"face_graphs": str(face_graphs(download=False).origin), "shipped": {}}
+    for path in sorted((ASSETS / "models").rglob("*")):
+        if path.suffix == ".onnx":
+            Graph(path)  # raises ModelError when damaged
+        if path.suffix in (".onnx", ".safetensors", ".json"):
+            facts["shipped"][str(path.relative_to(ASSETS))] = sha256(path)
+    text = [f"{digest[:16]}  {name}" for name, digest in facts["shipped"].items()]
+    _say(as_json, facts, "\n".join([*text, f"face graphs: {facts['face_graphs']}", "all good"]))
+
+
+@app.command()
+def licenses(
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit 2 if something forbidden is here.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """The licences of what the base install brings."""
+    from visavis.licenses import forbidden, installed
+
+    found, never = installed(), forbidden()
+    lines = [f"{x.name:28} {x.version:14} {x.verdict:6} {x.licence}" for x in [*found, *never]]
+    facts = {"installed": [asdict(x) for x in found], "forbidden": [asdict(x) for x in never]}
+    _say(as_json, facts, "\n".join(lines))
+    if check and never:
+        raise ConfigError(
+            f"{', '.join(x.name for x in never)} installed; expected none of them: uninstall"
+        )
+
+
+def _needs(module: str, extra: str) -> None:
+    """Raise when an extra is not installed."""
+    if importlib.util.find_spec(module) is None:
+        raise ConfigError(f"this command needs {module}: pip install 'visavis[{extra}]'")
