@@ -6,7 +6,6 @@ Exit status: 0 done; 2 the input or the output cannot be used; 1 a model is miss
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -22,13 +21,15 @@ import typer
 from rich.console import Console
 from typer.exceptions import TyperException
 
+from visavis import cli_train
 from visavis.errors import ConfigError, FaceError, InputError, OutputError, VisavisError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from visavis.avatar import Avatar
-    from visavis.pipeline import PipelineConfig
+    from visavis.pipeline import PipelineConfig, RenderReport
+    from visavis.types import Motion
+    from visavis.video import VideoInfo
 
 ASSETS = Path(__file__).parent / "assets"
 DEMO_AVATAR, DEMO_SPEECH = ASSETS / "demo.avatar", ASSETS / "demo_speech.opus"
@@ -97,8 +98,8 @@ def _say(as_json: bool, facts: dict, text: str) -> None:
 
 
 @contextmanager
-def _progress(label: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar on stderr where that is a terminal; call with steps done and steps in all."""
+def _progress(label: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr where that is a terminal; call with the steps done."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -110,33 +111,20 @@ def _progress(label: str) -> Iterator[Callable[[int, int | None], None]]:
     console = Console(stderr=True)
     columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda done, total=None: bar.update(task, completed=done, total=total)
-
-
-def _fraction(text: str) -> Fraction:
-    try:
-        value = Fraction(text) if len(text) <= 20 else Fraction(0)
-    except (ValueError, ZeroDivisionError):
-        value = Fraction(0)
-    if not 1 <= value <= 240:
-        raise ConfigError(f"--fps {text[:20]}; expected 1 to 240, such as 30, 29.97 or 30000/1001")
-    return value
+        task = bar.add_task(label, total=total)
+        yield lambda done: bar.update(task, completed=done)
 
 
 def _config(fps: str, size: int, tier: str, lookahead_ms: int, seed: int) -> PipelineConfig:
-    from pydantic import ValidationError
-
     from visavis.pipeline import PipelineConfig
 
     try:
-        return PipelineConfig(
-            fps=_fraction(fps), size=size, tier=tier, lookahead_ms=lookahead_ms, seed=seed
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]).replace("_", "-") if first["loc"] else "settings"
-        raise ConfigError(f"--{name} {first['input']}: {first['msg']}") from None
+        rate = Fraction(fps) if len(fps) <= 20 else Fraction(0)
+    except (ValueError, ZeroDivisionError):
+        rate = Fraction(0)
+    if not 1 <= rate <= 120:
+        raise ConfigError(f"--fps {fps[:20]}; expected 1 to 120, such as 30, 29.97 or 30000/1001")
+    return PipelineConfig.of(fps=rate, size=size, tier=tier, lookahead_ms=lookahead_ms, seed=seed)
 
 
 def _check_film(path: Path, *inputs: Path) -> None:
@@ -160,13 +148,6 @@ def _check_output(path: Path, *inputs: Path) -> None:
         raise OutputError(f"folder {path.parent} cannot be written: choose another")
 
 
-def _avatar(path: Path) -> Avatar:
-    """An ``.avatar`` file as it is; a photo is made into one on the way."""
-    from visavis.avatar import create_avatar, load_avatar
-
-    return load_avatar(path) if path.suffix.lower() == ".avatar" else create_avatar(path)
-
-
 def _frame_with_face(path: Path) -> np.ndarray:
     """The first of a film's frames, two a second, that shows a face to animate."""
     from visavis.avatar import create_avatar
@@ -188,12 +169,6 @@ def _frame_with_face(path: Path) -> np.ndarray:
     raise FaceError(f"{path}: no frame of the first 30 s will do; the last one: {refused}")
 
 
-def _demo_avatar() -> Avatar:
-    from visavis.avatar import load_avatar
-
-    return load_avatar(DEMO_AVATAR)
-
-
 # --- commands ------------------------------------------------------------------------------------
 
 
@@ -210,7 +185,7 @@ def demo(
     """The built-in person says the built-in sentences."""
     config = _config(fps, size, tier, lookahead_ms, seed)
     _check_film(output)
-    _render(_demo_avatar(), DEMO_SPEECH, output, config, None, as_json)
+    _render(DEMO_AVATAR, DEMO_SPEECH, output, config, None, as_json)
 
 
 @app.command()
@@ -218,6 +193,9 @@ def create(
     source: Annotated[Path, typer.Argument(metavar="IMAGE|VIDEO", help="A photo of one face.")],
     output: Output,
     size: Size = 512,
+    name: Annotated[str | None, typer.Option(help="Shown in lists; else the file's.")] = None,
+    licence: Annotated[str, typer.Option(help="Of the photo, kept in the file.")] = "",
+    consent: Annotated[str, typer.Option(help="Who agreed, and how; kept in the file.")] = "",
     as_json: Json = False,
 ) -> None:
     """Make an avatar from a photo."""
@@ -225,7 +203,9 @@ def create(
 
     _check_output(output, source)
     photo = _frame_with_face(source) if source.suffix.lower() in FILM_SUFFIXES else source
-    avatar = create_avatar(photo, size=size, name=source.stem)
+    avatar = create_avatar(
+        photo, size=size, name=name or source.stem, source_licence=licence, consent=consent
+    )
     avatar.save(output)
     facts = {"output": str(output), "size": avatar.size, "bytes": output.stat().st_size}
     _say(as_json, facts, f"wrote {output}: {avatar.size} px, {facts['bytes'] / 1e6:.1f} MB")
@@ -252,11 +232,11 @@ def render(
     if motion_out is not None:
         _check_output(motion_out, who, audio, output)
     probe_audio(audio)
-    _render(_avatar(who), audio, output, config, motion_out, as_json)
+    _render(who, audio, output, config, motion_out, as_json)
 
 
 def _render(
-    avatar: Avatar,
+    who: Path,
     audio: Path,
     output: Path,
     config: PipelineConfig,
@@ -264,13 +244,81 @@ def _render(
     as_json: bool,
 ) -> None:
     from visavis import pipeline
+    from visavis.audio import audio_duration
+    from visavis.clock import frame_count
+    from visavis.types import SAMPLE_RATE
 
-    with _progress("render") as progress:
+    avatar = pipeline.open_avatar(who, config.size)
+    seconds = audio_duration(audio)
+    total = None if seconds is None else frame_count(round(seconds * SAMPLE_RATE), config.fps)
+    with _progress("render", total) as progress:
         report = pipeline.render(
-            avatar, audio, output, config, progress=progress, motion_out=motion_out, warn=_warn
+            avatar, audio, output, config, progress=progress, motion_out=motion_out
         )
-    facts = asdict(report) | {"output": str(output)}
-    _say(as_json, facts, f"wrote {output}: {report.frames} frames, {report.seconds:.2f} s")
+    _report(report, as_json)
+
+
+def _report(report: RenderReport, as_json: bool) -> None:
+    for warning in report.warnings:
+        _warn(warning)
+    text = f"wrote {report.path}: {report.frames} frames, {report.seconds:.2f} s"
+    _say(as_json, asdict(report), text)
+
+
+@app.command()
+def animate(
+    who: Who,
+    driver: Annotated[
+        Path, typer.Argument(metavar="MOTION|VIDEO", help="A motion file, or a film to follow.")
+    ],
+    output: Output,
+    fps: Fps = "30",
+    size: Size = 512,
+    tier: Tier = "patch",
+    sound: Annotated[
+        Path | None, typer.Option(help="Sound to go along; a film brings its own.")
+    ] = None,
+    align: Annotated[
+        str, typer.Option(help="neutral: head motion around the photo's pose; first: as filmed.")
+    ] = "neutral",
+    as_json: Json = False,
+) -> None:
+    """A face moves as a motion file says, or as the person in a film does."""
+    from visavis import pipeline
+
+    config = _config(fps, size, tier, 80, 0)
+    _check_film(output, who, driver, *([sound] if sound else []))
+    motion, own_sound = _driver(driver)
+    avatar = pipeline.open_avatar(who, config.size)
+    with _progress("animate", round(len(motion) / motion.rate * config.fps)) as progress:
+        report = pipeline.animate(
+            avatar,
+            motion,
+            output,
+            config,
+            sound=sound or own_sound,
+            align=align,
+            progress=progress,
+        )
+    _report(report, as_json)
+
+
+def _driver(path: Path) -> tuple[Motion, Path | None]:
+    """Motion of a motion file or of a film, and the film if it has sound."""
+    from visavis.motionfile import load_motion
+    from visavis.track import track_video
+    from visavis.video import probe_video
+
+    if path.suffix.lower() not in FILM_SUFFIXES:
+        return load_motion(path), None
+    info = probe_video(path)
+    with _progress("track", _frames_of(info)) as progress:
+        motion = track_video(path, progress=progress)
+    return motion, path if info.has_sound else None
+
+
+def _frames_of(info: VideoInfo) -> int | None:
+    return round(info.fps * info.duration) if info.fps and info.duration else None
 
 
 @app.command()
@@ -283,10 +331,11 @@ def track(
     """Measure the motion of the person in a film."""
     from visavis.motionfile import save_motion, to_arkit_csv
     from visavis.track import track_video
+    from visavis.video import probe_video
 
     _check_output(output, video)
-    with _progress("track") as progress:
-        motion = track_video(video, progress=lambda done: progress(done, None))
+    with _progress("track", _frames_of(probe_video(video))) as progress:
+        motion = track_video(video, progress=progress)
     save_motion(motion, output)
     facts = {"output": str(output), "steps": len(motion), "rate": str(motion.rate)}
     if csv:
@@ -316,7 +365,7 @@ def stream(
     if sys.stdout.isatty():
         raise ConfigError("stream writes raw frames to a terminal; expected a pipe or a file")
     config = _config(fps, size, tier, lookahead_ms, seed)
-    avatar = _avatar(who)
+    avatar = pipeline.open_avatar(who, size)
     for frame in pipeline.stream(avatar, _stdin_pcm(), config):
         if jpeg:
             bgr = cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR)
@@ -398,7 +447,28 @@ def licenses(
         )
 
 
-def _needs(module: str, extra: str) -> None:
-    """Raise when an extra is not installed."""
-    if importlib.util.find_spec(module) is None:
-        raise ConfigError(f"this command needs {module}: pip install 'visavis[{extra}]'")
+@app.command()
+def bench(
+    who: Annotated[Path | None, typer.Argument(metavar="AVATAR", help="Else the demo's.")] = None,
+    seconds: Annotated[int, typer.Option(help="Of speech to render.", min=1)] = 10,
+    fps: Fps = "30",
+    size: Size = 512,
+    tier: Tier = "patch",
+    as_json: Json = False,
+) -> None:
+    """Core-milliseconds per frame of each stage, and how much faster than life a render is."""
+    from visavis.bench import measure
+
+    config = _config(fps, size, tier, 80, 0)
+    facts = measure(who or DEMO_AVATAR, DEMO_SPEECH, config, seconds)
+    lines = [
+        f"{name:12} {value:7.2f} core-ms per frame" for name, value in facts["core_ms"].items()
+    ]
+    lines.append(f"one frame: median {facts['frame_ms_p50']} ms, p99 {facts['frame_ms_p99']} ms")
+    lines.append(f"whole render, encoding included: {facts['times_real_time']} x real time")
+    _say(as_json, facts, "\n".join(lines))
+
+
+app.command("prepare")(cli_train.prepare)
+app.add_typer(cli_train.train_app, name="train", no_args_is_help=True)
+app.command("export")(cli_train.export)
