@@ -7,7 +7,7 @@ import numpy as np
 
 from visavis.avatar import Avatar
 from visavis.facemodel import EYES, EYEBALL_RADIUS
-from visavis.matte import _diffuse as diffuse
+from visavis.matte import diffuse
 from visavis.types import CHANNEL
 
 SCALE = 2  # of the stored eye pictures against the frame

@@ -12,8 +12,10 @@ import numpy as np
 
 from visavis.avatar import Avatar
 from visavis.facemodel import (
+    EYES,
     FACE_OVAL,
     LIP_CONTACT,
+    LIP_INNER,
     PIVOT,
     FaceModel,
     Pose,
@@ -27,6 +29,7 @@ GRID = 20  # cells along a side outside the face
 NECK = (0.02, 0.62)  # where the head's share fades, face heights below the chin
 BORDER = 0.06  # of the picture's side, over which motion fades to its border
 FAR = 1e-3
+REACH = 0.11  # how far a head can carry its outline, sides of the picture
 
 
 class HeadMesh:
@@ -47,14 +50,16 @@ class HeadMesh:
         outside = _outside_nodes(points, size)
         self.source = np.concatenate([points[:468, :2], outside]).astype(np.float32)
         self._build_outside(points, outside, size)
-        face = self.model.triangles
+        # the eyes' and the mouth's inside are painted, not stretched
+        face = self.model.triangles[~_inside_holes(self.model.triangles)]
+        self._face = face
         grid = _grid_triangles(points, outside)
         moving = np.concatenate([np.ones(468, bool), self._share > FAR])
         moving[468:] |= self._follow.sum(1) > FAR
         grid = grid[moving[grid].any(1)]
         self.triangles = np.concatenate([grid, face]).astype(np.int32)
         self._n_grid = len(grid)
-        self.spans = _spans(self.source, self.triangles, size)
+        self.spans = _spans(self.source, self.triangles, avatar.matte)
         self._rest_face = self._deform(avatar.motion)
         # what the model cannot say about this photo, given back while the mouth is as in the photo
         self._residual = avatar.rest.remove(points) - self._rest_face
@@ -123,9 +128,16 @@ class HeadMesh:
 
     def order(self, face: np.ndarray) -> np.ndarray:
         """Drawing order, ``(T,)`` int64: the outside, then the face from far to near."""
-        depth = face[self.model.triangles, 2].sum(1)
+        depth = face[self._face, 2].sum(1)
         inner = np.argsort(-depth, kind="stable") + self._n_grid
         return np.concatenate([np.arange(self._n_grid), inner])
+
+
+def _inside_holes(triangles: np.ndarray) -> np.ndarray:
+    """Which triangles lie wholly between the lids of an eye or between the lips, ``(T,)`` bool."""
+    rings = [LIP_INNER]
+    rings += [np.concatenate([e["corners"], e["upper"], e["lower"]]) for e in EYES.values()]
+    return np.any([np.isin(triangles, ring).all(1) for ring in rings], axis=0)
 
 
 def _smooth(x: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -172,11 +184,14 @@ def _grid_triangles(points: np.ndarray, outside: np.ndarray) -> np.ndarray:
     return np.array(rows, np.int32).reshape(-1, 3)
 
 
-def _spans(source: np.ndarray, triangles: np.ndarray, size: int) -> np.ndarray:
-    """First and one past last covered pixel of each row; the outer nodes of the mesh never move."""
+def _spans(source: np.ndarray, triangles: np.ndarray, matte: np.ndarray) -> np.ndarray:
+    """First and one past last pixel of each row that a moving person can reach, ``(S, 2)``."""
+    size = len(matte)
     cover = np.zeros((size, size), np.uint8)
     for t in triangles:
         cv2.fillConvexPoly(cover, np.round(source[t]).astype(np.int32), 1)
+    reach = 2 * round(REACH * size) + 1
+    cover &= cv2.dilate((matte > 0).astype(np.uint8), np.ones((reach, reach), np.uint8))
     spans = np.zeros((size, 2), np.int32)
     for y in np.flatnonzero(cover.any(1)):
         x = np.flatnonzero(cover[y])

@@ -1,4 +1,4 @@
-"""Cut the person out of the photo once: matte, pure foreground colour, background plate.
+"""Cut the person out of the photo once: matte and background plate.
 
 GrabCut (Rother, Kolmogorov, Blake 2004) seeded by the face mesh, then a colour guided filter (He, Sun,
 Tang 2010) for the hair edge. Everything works on a square crop and takes well under two seconds.
@@ -51,20 +51,12 @@ def background_plate(image: np.ndarray, matte: np.ndarray) -> np.ndarray:
         matte: ``(S, S)`` float32.
     """
     known = 1 - cv2.dilate((matte > 0.02).astype(np.float32), np.ones((5, 5)))
-    filled = _diffuse(image.astype(np.float32), known)
+    filled = diffuse(image.astype(np.float32), known)
     known = known[..., None]
     plate = image * known + filled * (1 - known)
     # a little of the photo's own grain, so that the filled part does not look airbrushed
     grain = _grain(image, known[..., 0])
     return np.clip(plate + grain * (1 - known), 0, 255).astype(np.uint8)
-
-
-def foreground_colour(image: np.ndarray, matte: np.ndarray) -> np.ndarray:
-    """The person's own colour at every pixel, ``(S, S, 3)`` uint8: no background in soft edges."""
-    sure = (matte > 0.97).astype(np.float32)
-    filled = _diffuse(image.astype(np.float32), sure)
-    weight = np.clip((matte - 0.55) / 0.42, 0, 1)[..., None]
-    return np.clip(image * weight + filled * (1 - weight), 0, 255).astype(np.uint8)
 
 
 def _seeds(points: np.ndarray, size: int) -> np.ndarray:
@@ -144,7 +136,7 @@ def _guided(guide: np.ndarray, mask: np.ndarray, radius: int, eps: float) -> np.
     return (mean(a) * guide).sum(-1) + mean(b)
 
 
-def _diffuse(image: np.ndarray, known: np.ndarray) -> np.ndarray:
+def diffuse(image: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Fill unknown pixels smoothly from known ones: pull-push over an image pyramid."""
     if min(known.shape) <= 4:
         total = known.sum()
@@ -154,7 +146,7 @@ def _diffuse(image: np.ndarray, known: np.ndarray) -> np.ndarray:
     half = cv2.resize(weighted, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
     weight = half[..., 3]
     colour = half[..., :3] / np.maximum(weight, 1e-6)[..., None]
-    coarse = _diffuse(colour, np.minimum(1.0, weight * 4) * (weight > 1e-3))
+    coarse = diffuse(colour, np.minimum(1.0, weight * 4) * (weight > 1e-3))
     up = cv2.resize(coarse, known.shape[::-1], interpolation=cv2.INTER_LINEAR)
     up = cv2.GaussianBlur(up, (0, 0), 1.2)
     return image * known[..., None] + up * (1 - known[..., None])

@@ -73,56 +73,20 @@ def fill_map(
 
 
 @njit(cache=True, nogil=True, boundscheck=False)
-def shade(
-    field: np.ndarray, atlas: np.ndarray, base: np.ndarray, spans: np.ndarray, out: np.ndarray
-) -> None:
-    """Fetch the mapped colour and lay it over the base, bilinear, in 8.8 fixed point.
+def compose(warped: np.ndarray, base: np.ndarray, spans: np.ndarray, out: np.ndarray) -> None:
+    """Lay a premultiplied picture over the still base.
 
     Args:
-        field: ``(H, W, 2)`` float32 source pixels.
-        atlas: ``(H * s, W * s, 4)`` uint8, colour premultiplied by its alpha, ``s = ATLAS_SCALE``.
-        base: ``(H, W, 3)`` uint8 still picture.
+        warped: ``(H, W, 4)`` uint8, colour premultiplied by its alpha.
+        base: ``(H, W, 3)`` uint8.
         spans: ``(H, 2)`` int32, first and one past last moving pixel of each row.
         out: ``(H, W, 3)`` uint8, written inside the spans only.
     """
-    rows, columns = atlas.shape[0], atlas.shape[1]
-    scale = np.float32(ATLAS_SCALE)
-    shift = np.float32(0.5 * ATLAS_SCALE - 0.5)
-    for y in range(field.shape[0]):
+    for y in range(warped.shape[0]):
         for x in range(spans[y, 0], spans[y, 1]):
-            fx = min(max(field[y, x, 0] * scale + shift, np.float32(0)), np.float32(columns - 1.001))
-            fy = min(max(field[y, x, 1] * scale + shift, np.float32(0)), np.float32(rows - 1.001))
-            ix, iy = int(fx), int(fy)
-            wx, wy = int((fx - ix) * 256), int((fy - iy) * 256)
-            w11 = wx * wy
-            w10 = (wy << 8) - w11
-            w01 = (wx << 8) - w11
-            w00 = 65536 - w01 - w10 - w11
-            alpha = (
-                atlas[iy, ix, 3] * w00 + atlas[iy, ix + 1, 3] * w01
-                + atlas[iy + 1, ix, 3] * w10 + atlas[iy + 1, ix + 1, 3] * w11
-            )  # fmt: skip
-            if alpha == 0:
-                for c in range(3):
-                    out[y, x, c] = base[y, x, c]
-                continue
-            rest = 255 * 65536 - alpha
+            rest = np.int32(255) - np.int32(warped[y, x, 3])
             for c in range(3):
-                value = (
-                    atlas[iy, ix, c] * w00 + atlas[iy, ix + 1, c] * w01
-                    + atlas[iy + 1, ix, c] * w10 + atlas[iy + 1, ix + 1, c] * w11
-                )  # fmt: skip
-                if rest > 0:
-                    value += base[y, x, c] * (rest // 255)
-                out[y, x, c] = min((value + 32768) >> 16, 255)
-
-
-@njit(cache=True, nogil=True, boundscheck=False)
-def fetch_alpha(field: np.ndarray, atlas: np.ndarray, spans: np.ndarray, out: np.ndarray) -> None:
-    """The moved matte alone, nearest sample, ``(H, W)`` uint8, written inside the spans only."""
-    rows, columns = atlas.shape[0], atlas.shape[1]
-    for y in range(field.shape[0]):
-        for x in range(spans[y, 0], spans[y, 1]):
-            ix = min(max(int(field[y, x, 0] * ATLAS_SCALE + 1.0), 0), columns - 1)
-            iy = min(max(int(field[y, x, 1] * ATLAS_SCALE + 1.0), 0), rows - 1)
-            out[y, x] = atlas[iy, ix, 3]
+                # (v * 257 + 257) >> 16 is v / 255 rounded down, exact for 16 bits
+                under = (np.int32(base[y, x, c]) * rest + np.int32(127)) * np.int32(257)
+                value = np.int32(warped[y, x, c]) + ((under + np.int32(257)) >> np.int32(16))
+                out[y, x, c] = min(value, np.int32(255))

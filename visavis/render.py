@@ -14,10 +14,10 @@ import numpy as np
 from visavis.avatar import Avatar, resize_avatar
 from visavis.errors import ConfigError
 from visavis.eyes import EyePainter
+from visavis.facemodel import Pose
 from visavis.headmesh import HeadMesh
-from visavis.matte import foreground_colour
 from visavis.mouth import MouthNet, apply_transform, crop_transform, make_reference, paste, warp_crop
-from visavis.raster import ATLAS_SCALE, fetch_alpha, fill_map, shade
+from visavis.raster import ATLAS_SCALE, compose, fill_map
 from visavis.teeth import TeethPainter
 from visavis.types import N_CHANNELS, State
 
@@ -56,11 +56,11 @@ class Renderer:
         self.tier = tier
         self.size = avatar.size
         self.mesh = HeadMesh(avatar)
-        matte = avatar.matte.astype(np.float32) / 255
-        self._atlas = _atlas(foreground_colour(avatar.image, matte), matte)
+        self._atlas = _atlas(avatar)
         self._base = _base(avatar, self.mesh.spans)
         y, x = np.mgrid[: self.size, : self.size].astype(np.float32)
-        self._identity = np.ascontiguousarray(np.dstack([x, y]))
+        self._identity = _atlas_pixels(np.ascontiguousarray(np.dstack([x, y])))
+        self._source = _atlas_pixels(self.mesh.source)
         self._eyes = EyePainter(avatar)
         self._teeth = TeethPainter(avatar)
         self._net = MouthNet(mouth_dir, threads=threads) if tier == "patch" else None
@@ -97,24 +97,27 @@ class Renderer:
         return np.empty((1, 0, self.size, self.size, 3), np.uint8)
 
     def matte(self, motion: np.ndarray) -> np.ndarray:
-        """Where the person is at a motion ``(D,)``: ``(S, S)`` uint8."""
+        """Where the person is at a motion ``(D,)``: ``(S, S)`` uint8, 255 inside."""
+        warped = self._warp(motion)[0]
         out = np.array(self.avatar.matte)
-        fetch_alpha(self._field(motion)[0], self._atlas, self.mesh.spans, out)
+        for y, (first, last) in enumerate(self.mesh.spans):
+            out[y, first:last] = warped[y, first:last, 3]
         return out
 
-    def _field(self, motion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        target, face, _ = self.mesh.vertices(motion)
+    def _warp(self, motion: np.ndarray) -> tuple[np.ndarray, np.ndarray, Pose]:
+        """The moved person, premultiplied RGBA, with the posed face and its pose."""
+        target, face, pose = self.mesh.vertices(motion)
         field = self._identity.copy()
-        fill_map(target, self.mesh.source, self.mesh.triangles, self.mesh.order(face), field)
-        return field, face
+        fill_map(target, self._source, self.mesh.triangles, self.mesh.order(face), field)
+        return cv2.remap(self._atlas, field, None, cv2.INTER_LINEAR), face, pose
 
     def _draw(self, state: State, motion: np.ndarray, out: np.ndarray) -> State:
-        field, face = self._field(motion)
+        warped, face, pose = self._warp(motion)
         np.copyto(out, self._base)
-        shade(field, self._atlas, self._base, self.mesh.spans, out)
+        compose(warped, self._base, self.mesh.spans, out)
         self._eyes.paint(out, face, motion)
+        self._teeth.paint(out, face, pose, motion)
         if self._net is None:
-            self._teeth.paint(out, face, self.mesh, motion)
             return state
         transform = crop_transform(face)
         crop = warp_crop(out, transform)[None]
@@ -132,14 +135,23 @@ def _put(state: State, one: State, row: int) -> State:
     return merged
 
 
-def _atlas(colour: np.ndarray, matte: np.ndarray) -> np.ndarray:
-    """The person as premultiplied RGBA at ``ATLAS_SCALE``, ``(S s, S s, 4)`` uint8."""
-    side = colour.shape[0] * ATLAS_SCALE
-    big = cv2.resize(colour, (side, side), interpolation=cv2.INTER_LANCZOS4).astype(np.float32)
-    alpha = cv2.resize(matte, (side, side), interpolation=cv2.INTER_LINEAR)
-    alpha = np.round(np.clip(alpha, 0, 1) * 255)
-    rgb = np.round(big * (alpha / 255)[..., None])
-    return np.ascontiguousarray(np.dstack([rgb, alpha]).astype(np.uint8))
+def _atlas_pixels(frame_pixels: np.ndarray) -> np.ndarray:
+    """Frame pixel coordinates to atlas ones (pixel centres at integers), float32."""
+    return ((frame_pixels + 0.5) * ATLAS_SCALE - 0.5).astype(np.float32)
+
+
+def _atlas(avatar: Avatar) -> np.ndarray:
+    """The person as premultiplied RGBA at ``ATLAS_SCALE``, ``(S s, S s, 4)`` uint8.
+
+    The colour is what makes photo = person over plate hold wherever it can.
+    """
+    matte = avatar.matte.astype(np.float32) / 255
+    own = avatar.image - (1 - matte[..., None]) * avatar.plate.astype(np.float32)
+    side = avatar.size * ATLAS_SCALE
+    alpha = np.clip(cv2.resize(matte, (side, side), interpolation=cv2.INTER_CUBIC), 0, 1) * 255
+    rgb = cv2.resize(own, (side, side), interpolation=cv2.INTER_LANCZOS4)
+    rgb = np.clip(rgb, 0, alpha[..., None])
+    return np.ascontiguousarray(np.round(np.dstack([rgb, alpha])).astype(np.uint8))
 
 
 def _base(avatar: Avatar, spans: np.ndarray) -> np.ndarray:
