@@ -67,3 +67,74 @@ def visavis_command():
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def drawn_avatar(tmp_path_factory) -> Path:
+    """A 256 px ``.avatar`` file of a drawn face on the mean face's points; needs no tracker."""
+    import cv2
+
+    from visavis.avatar import Avatar, AvatarMeta
+    from visavis.facemodel import FACE_OVAL, Pose, load_face_model
+    from visavis.types import N_CHANNELS
+
+    size = 256
+    model = load_face_model()
+    rest = Pose(np.eye(3), 70.0, np.array([size / 2, size / 2, 0.0]))
+    points = rest.apply(model.template)
+    oval = np.round(points[FACE_OVAL, :2]).astype(np.int32)
+    rows = np.linspace(60, 120, size)[:, None, None]
+    plate = np.broadcast_to(rows, (size, size, 3)).astype(np.uint8).copy()
+    image, matte = plate.copy(), np.zeros((size, size), np.uint8)
+    cv2.fillConvexPoly(image, oval, (205, 160, 140))
+    cv2.fillConvexPoly(matte, oval, 255)
+    neutral, _ = model.neutral_of(rest.remove(points))
+    avatar = Avatar(
+        image,
+        plate,
+        matte,
+        points.astype(np.float32),
+        neutral.astype(np.float32),
+        np.zeros(N_CHANNELS, np.float32),
+        rest,
+        AvatarMeta(name="drawn", size=size),
+    )
+    return avatar.save(tmp_path_factory.mktemp("avatar") / "drawn.avatar")
+
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+ASSETS = Path(__file__).resolve().parents[1] / "visavis" / "assets"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The development data beside the checkout; skips where it is not."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("needs the development data at ../shared/data")
+    return SHARED / "data"
+
+
+@pytest.fixture(scope="session")
+def mesh():
+    """The face tracker on the real graphs; skips where they cannot be had without a download."""
+    from visavis.errors import ModelError
+    from visavis.facemesh import FaceMesh
+    from visavis.modelstore import TASK_NAME
+
+    task = SHARED / "models" / TASK_NAME
+    try:
+        return FaceMesh(task if task.is_file() else None, download=False)
+    except ModelError as err:
+        pytest.skip(f"needs the face graphs: {err}")
+
+
+@pytest.fixture(scope="session")
+def demo_avatar_path() -> Path:
+    return ASSETS / "demo.avatar"
+
+
+@pytest.fixture(scope="session")
+def demo_avatar(demo_avatar_path):
+    from visavis.avatar import load_avatar
+
+    return load_avatar(demo_avatar_path)

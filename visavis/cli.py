@@ -60,7 +60,9 @@ Who = Annotated[Path, typer.Argument(metavar="AVATAR|IMAGE", help="An .avatar fi
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    signal.signal(signal.SIGTERM, _terminated)
+    _received.clear()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _on_signal)
     try:
         return app(args=arguments, prog_name="visavis", standalone_mode=False) or 0
     except TyperException as error:
@@ -80,8 +82,20 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
 
 
-def _terminated(number: int, frame: object) -> None:
-    raise SystemExit(128 + number)  # unwinds, so that no half-written file stays
+_received: list[int] = []  # signals; an exception raised inside a compiler's callback gets lost
+
+
+def _on_signal(number: int, frame: object) -> None:
+    _received.append(number)
+    _stop_if_told()
+
+
+def _stop_if_told() -> None:
+    """Unwind, so that no half-written file stays; called again with every frame."""
+    if signal.SIGINT in _received:
+        raise KeyboardInterrupt
+    if _received:
+        raise SystemExit(128 + _received[0])
 
 
 def _complain(text: str) -> None:
@@ -112,7 +126,12 @@ def _progress(label: str, total: int | None = None) -> Iterator[Callable[[int], 
     columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(label, total=total)
-        yield lambda done: bar.update(task, completed=done)
+
+        def advance(done: int) -> None:
+            _stop_if_told()
+            bar.update(task, completed=done)
+
+        yield advance
 
 
 def _config(fps: str, size: int, tier: str, lookahead_ms: int, seed: int) -> PipelineConfig:
@@ -367,6 +386,7 @@ def stream(
     config = _config(fps, size, tier, lookahead_ms, seed)
     avatar = pipeline.open_avatar(who, size)
     for frame in pipeline.stream(avatar, _stdin_pcm(), config):
+        _stop_if_told()
         if jpeg:
             bgr = cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR)
             sys.stdout.buffer.write(cv2.imencode(".jpg", bgr)[1].tobytes())
