@@ -1,4 +1,8 @@
-"""``visavis eval``: run a protocol, build and score rating studies. Mounted by ``visavis.cli``."""
+"""``visavis eval``: run a protocol, build and score rating studies.
+
+Mounted by ``visavis.cli`` (``app.add_typer(app, name="eval")``), whose ``main`` turns our errors
+into one line and an exit status; importing this module is cheap.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from visavis.errors import ConfigError, InputError, VisavisError
+from visavis.errors import ConfigError, InputError
 
 app = typer.Typer(
     help="Score the system against real footage.",
@@ -23,12 +27,6 @@ mos_app = typer.Typer(
 app.add_typer(mos_app, name="mos")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
-
-
-def fail(error: Exception) -> typer.Exit:
-    """Say why in one line; exit status 2 for bad input, 1 for what is our fault."""
-    typer.echo(f"visavis: {' '.join(str(error).split())}", err=True)
-    return typer.Exit(2 if isinstance(error, InputError) else 1)
 
 
 @app.callback()
@@ -61,17 +59,14 @@ def run(
     from visavis.eval import protocol as protocols
     from visavis.eval.runner import Bench, SystemUnderTest
 
-    try:
-        if against and (missing := [p for p in against if not p.is_dir()]):
-            raise InputError(f"{missing[0]}: not a folder of films to score against")
-        system = SystemUnderTest(tier, str(motion_model) if motion_model else None, lookahead_ms)
-        bench = Bench(
-            protocols.load(protocol), system, data, find_models(models), out, cache,
-            tuple(against or ()), system.fingerprint(),
-        )  # fmt: skip
-        report = evaluate(bench, workers, speed)
-    except VisavisError as error:
-        raise fail(error) from error
+    if against and (missing := [p for p in against if not p.is_dir()]):
+        raise InputError(f"{missing[0]}: not a folder of films to score against")
+    system = SystemUnderTest(tier, str(motion_model) if motion_model else None, lookahead_ms)
+    bench = Bench(
+        protocols.load(protocol), system, data, find_models(models), out, cache,
+        tuple(against or ()), system.fingerprint(),
+    )  # fmt: skip
+    report = evaluate(bench, workers, speed)
     if as_json:
         typer.echo(json.dumps(brief(report, out)))
 
@@ -191,12 +186,9 @@ def mos_build(
     """Make a rating page (P.910 ACR-HR and preference) and its key file."""
     from visavis.eval import mos
 
-    try:
-        pairs = [_pair(p) for p in pair or ()]
-        known = dict(_gold(g) for g in gold) if gold else None
-        key = mos.build(folder, page, pairs, known, title, seed, embed=not link)
-    except VisavisError as error:
-        raise fail(error) from error
+    pairs = [_pair(p) for p in pair or ()]
+    known = dict(_gold(g) for g in gold) if gold else None
+    key = mos.build(folder, page, pairs, known, title, seed, embed=not link)
     typer.echo(f"{page}: give it to the raters; {key}: keep it, scoring needs it")
     if as_json:
         typer.echo(json.dumps({"page": str(page), "key": str(key)}))
@@ -229,14 +221,11 @@ def mos_score(
     from visavis.eval.report import _plain
 
     try:
-        try:
-            known = json.loads(key.read_text("utf-8"))
-            known["items"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{key}: not a key file of `visavis eval mos build`") from error
-        scores = mos.score(mos.read_results(results, known), known)
-    except VisavisError as error:
-        raise fail(error) from error
+        known = json.loads(key.read_text("utf-8"))
+        known["items"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{key}: not a key file of `visavis eval mos build`") from error
+    scores = mos.score(mos.read_results(results, known), known)
     for name, why in scores.rejected.items():
         typer.echo(f"left out {name}: {why}")
     typer.echo(f"{len(scores.raters)} raters")

@@ -106,12 +106,20 @@ def track_frames(
     frames: list[np.ndarray], times: np.ndarray, mesh: FaceMesh, cached: Path | None
 ) -> Track:
     """Track, or read the track of the same content from ``cached`` (written when missing)."""
-    from visavis.track import track_points
-
     if cached is not None and cached.is_file():
         with np.load(cached) as stored:
             return Track(stored["points"], stored["times"], stored["scores"], tuple(stored["size"]))
-    track = track_points(zip(times, frames, strict=True), mesh)
+    state, points, scores, last = mesh.init_state(), [], [], None
+    for image in frames:
+        # The tracker feeds its region back and wanders by tenths of a pixel on a still picture; the
+        # same picture must have the same points, or a frozen film would move.
+        if last is None or not np.array_equal(image, last):
+            state, face = mesh.track(state, image)
+        points.append(np.full((478, 3), np.nan, np.float32) if face is None else face.points)
+        scores.append(0.0 if face is None else face.score)
+        last = image
+    size = frames[0].shape[:2]
+    track = Track(np.array(points), np.asarray(times), np.array(scores, np.float32), size)
     if cached is not None:
         cached.parent.mkdir(parents=True, exist_ok=True)
         part = cached.with_suffix(".part.npz")

@@ -12,6 +12,7 @@ from visavis.errors import ModelError
 
 MODEL_NAME = "face-reidentification-retail-0095.xml"
 CROP = 128  # px
+DRIFT_SECONDS = 20.0  # shorter clips show noise, not drift
 
 # Where eyes (the person's right, left), nose tip and mouth corners sit in the crop, 0..1.
 # Source: the model's page in openvinotoolkit/open_model_zoo.
@@ -93,7 +94,7 @@ class Identity:
 
 
 def summarise(cosines: np.ndarray, times_s: np.ndarray) -> Identity:
-    """Mean, minimum and least-squares slope.
+    """Mean, minimum and least-squares slope (NaN under 20 s: noise, not drift).
 
     Args:
         cosines: ``(K,)``.
@@ -102,7 +103,6 @@ def summarise(cosines: np.ndarray, times_s: np.ndarray) -> Identity:
     cosines, times_s = np.asarray(cosines, float), np.asarray(times_s, float)
     if len(cosines) == 0:
         return Identity(*(float("nan"),) * 3, 0)
-    slope = (
-        np.polyfit(times_s, cosines, 1)[0] * 60 if len(cosines) > 1 and np.ptp(times_s) > 0 else 0.0
-    )
+    long = len(cosines) > 2 and np.ptp(times_s) >= DRIFT_SECONDS
+    slope = np.polyfit(times_s, cosines, 1)[0] * 60 if long else np.nan
     return Identity(float(cosines.mean()), float(cosines.min()), float(slope), len(cosines))

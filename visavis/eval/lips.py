@@ -11,7 +11,7 @@ import numpy as np
 
 CHANNELS = ("jaw_open", "mouth_width", "lip_rounding", "jaw_rotation")
 CLOSED = 0.02  # outer-eye distances: at or under this the lips meet (issue 2, "closures")
-FLAT = 1e-6  # a signal with less deviation than this does not move
+FLAT = 1e-3  # a lip signal with less deviation than this is the tracker's noise
 
 
 def correlation(predicted: np.ndarray, real: np.ndarray) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 
 from visavis.eval import expressiveness, image, landmarks, lips, silence, sync, temporal
 from visavis.eval.identity import FaceEmbedder, cosine, summarise
-from visavis.eval.listener import Listener
+from visavis.eval.listener import Listener, lip_columns
 from visavis.types import CHANNEL, CHANNELS, MOTION_RATE
 
 Figures = dict[str, float]
@@ -176,8 +176,7 @@ def sound_figures(shown: Evidence, pcm: np.ndarray, listener: Listener) -> Figur
     motion = at_motion_rate(shown)
     heard = listener.hear(pcm)
     n = min(len(motion), len(heard))
-    seen, heard = (motion[:n, [CHANNEL[c] for c in ("jaw_open", "mouth_width", "lip_rounding")]],)
-    heard[:n]
+    seen, heard = lip_columns(motion[:n]), heard[:n]
     found = sync.offset(seen, heard, MOTION_RATE)
     speech = silence.speech_mask(pcm)
     opening = motion[:, CHANNEL["jaw_open"]]
@@ -198,9 +197,14 @@ def sound_figures(shown: Evidence, pcm: np.ndarray, listener: Listener) -> Figur
 def image_figures(
     shown: Evidence, real: Evidence, every: int, distance: image.PerceptualDistance
 ) -> Figures:
-    """Family 4: crops are those of the real face, the same for every row; means over frames."""
+    """Family 4: crops are those of the real face, the same for every row; means over frames.
+
+    Frame 0 is the photo that rows are made from and is left out. Frames that are identical
+    (infinite
+    PSNR) count only if all are.
+    """
     rows: dict[str, list[float]] = {}
-    for t in range(0, len(real.frames), every):
+    for t in range(min(every, len(real.frames) - 1), len(real.frames), every):
         if not real.seen[t]:
             continue
         a, b, points = shown.frames[t], real.frames[t], real.points[t]
@@ -218,7 +222,11 @@ def image_figures(
                 _fit(y, 96 if suffix == "_mouth" else 160),
             )
             rows.setdefault("pd" + suffix, []).append(distance(*small))
-    return {name: float(np.mean(values)) for name, values in rows.items()}
+    means = {}
+    for name, values in rows.items():
+        finite = np.array(values)[np.isfinite(values)]
+        means[name] = float(finite.mean()) if len(finite) else float("inf")
+    return means
 
 
 def _fit(picture: np.ndarray, size: int) -> np.ndarray:

@@ -215,6 +215,7 @@ def number(value: float | None) -> str:
         return "–"
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
+    value = float(f"{value:.3g}")  # 0.9996 is 1.00, not 1.000
     size = abs(value)
     if size >= 100:
         return f"{value:.0f}"

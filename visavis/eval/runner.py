@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from visavis.errors import VisavisError
+from visavis.errors import InputError
 from visavis.eval import expressiveness, figures, measures, rows
 from visavis.eval.clips import Clip, read_clip, read_sound, sha256_of
 from visavis.eval.identity import MODEL_NAME, FaceEmbedder
@@ -174,7 +174,7 @@ def run_job(bench: Bench, job: Job, tools: Tools) -> dict[str, Any]:
         result = (
             _drive(bench, job, tools) if job.split.kind == "drive" else _film(bench, job, tools)
         )
-    except VisavisError as error:
+    except InputError as error:  # a missing model stops the run instead
         result = {"refused": str(error)}
     result |= {"key": key, "split": job.split.name, "name": job.name}
     part = cell.with_suffix(".part")
@@ -271,7 +271,7 @@ def film_rows(
         try:
             shown[folder.name], said = rows.peer_film(found[0], stage, tools.mesh, bench.cache)
             notes += [f"{folder.name}: {n}" for n in said]
-        except VisavisError as error:
+        except InputError as error:
             notes.append(f"{folder.name}: refused: {error}")
     return shown, notes
 

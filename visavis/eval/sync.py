@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+STILL = 1e-3  # a column with less deviation than this (eye distances) does not move
 DETECTABLE_MS = (-125.0, 45.0)  # ITU-R BT.1359-1: sound late .. sound early that a viewer notices
 
 
@@ -104,8 +105,8 @@ def _standard(signal: np.ndarray) -> np.ndarray:
     signal = signal[:, None] if signal.ndim == 1 else signal
     signal = signal - signal.mean(axis=0)
     spread = signal.std(axis=0)
-    return np.where(spread > 1e-6, signal / np.maximum(spread, 1e-6), 0.0)
+    return np.where(spread > STILL, signal / np.maximum(spread, STILL), 0.0)
 
 
 def _flat(signal: np.ndarray) -> bool:
-    return bool(np.std(signal, axis=0).max() < 1e-6)
+    return bool(np.std(signal, axis=0).max() < STILL)
