@@ -71,7 +71,8 @@ def test_the_runtime_does_not_know_training(path):
     for lazy in (False, True):
         if lazy and path.stem in lazily_allowed:
             continue
-        assert not imports(path, lazy=lazy) & set(OFFLINE)
+        commands = {"eval"} if path.stem == "cli" else set()  # `visavis eval` is mounted there
+        assert not imports(path, lazy=lazy) & (set(OFFLINE) - commands)
 
 
 def test_serving_does_not_know_training():

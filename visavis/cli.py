@@ -23,6 +23,7 @@ from typer.exceptions import TyperException
 
 from visavis import cli_train
 from visavis.errors import ConfigError, FaceError, InputError, OutputError, VisavisError
+from visavis.eval.cli import app as eval_app
 
 if TYPE_CHECKING:
     import numpy as np
@@ -492,3 +493,4 @@ def bench(
 app.command("prepare")(cli_train.prepare)
 app.add_typer(cli_train.train_app, name="train", no_args_is_help=True)
 app.command("export")(cli_train.export)
+app.add_typer(eval_app, name="eval")

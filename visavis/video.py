@@ -51,7 +51,7 @@ FORMATS = {
         {
             "draft": {"preset": "ultrafast", "crf": "24", "bf": "0"},
             "standard": {"preset": "veryfast", "crf": "17", "bf": "0"},
-            "high": {"preset": "fast", "crf": "14", "bf": "0"},
+            "high": {"preset": "faster", "crf": "14", "bf": "0"},
         },
     ),
     ".webm": Format(
