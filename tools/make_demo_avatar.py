@@ -2,9 +2,9 @@
 
     python tools/make_demo_avatar.py
 
-The photo is the official portrait of Rear Admiral Grace M. Hopper (1906-1992), taken by James S. Davis
-for the United States Navy: a work of the US government, in the public domain. matplotlib carries it as
-``sample_data/grace_hopper.jpg``.
+The photo is the official portrait of Rear Admiral Grace M. Hopper (1906-1992), taken by James S.
+Davis for the United States Navy: a work of the US government, in the public domain. matplotlib
+carries it as ``sample_data/grace_hopper.jpg``.
 """
 
 from __future__ import annotations

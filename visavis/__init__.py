@@ -1,9 +1,9 @@
 """visavis: a live voice and one photo become a talking head.
 
-    import visavis
+import visavis
 
-    avatar = visavis.create_avatar("photo.jpg")
-    visavis.render(avatar, "speech.wav", "out.mp4")
+avatar = visavis.create_avatar("photo.jpg")
+visavis.render(avatar, "speech.wav", "out.mp4")
 """
 
 from __future__ import annotations
@@ -34,7 +34,20 @@ _HOME = {
     "Frame": "types",
     "VisavisError": "errors",
 }
-__all__ = [*_HOME]
+__all__ = [
+    "Avatar",
+    "Frame",
+    "Motion",
+    "Pipeline",
+    "PipelineConfig",
+    "VisavisError",
+    "animate",
+    "create_avatar",
+    "load_avatar",
+    "render",
+    "stream",
+    "track_video",
+]
 
 
 def __getattr__(name: str) -> Any:

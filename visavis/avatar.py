@@ -1,7 +1,7 @@
 """The avatar: everything about one person that is worked out once, and its ``.avatar`` file.
 
-An ``.avatar`` file is a zip of JSON, PNG and safetensors (no pickle), read defensively: member names,
-sizes, image dimensions and every number are checked before use.
+An ``.avatar`` file is a zip of JSON, PNG and safetensors (no pickle), read defensively: member
+names, sizes, image dimensions and every number are checked before use.
 """
 
 from __future__ import annotations
@@ -103,7 +103,9 @@ class Avatar:
             os.replace(part, path)
         except OSError as err:
             part.unlink(missing_ok=True)
-            raise OutputError(f"cannot write {path}: {err.strerror}; choose a writable folder") from err
+            raise OutputError(
+                f"cannot write {path}: {err.strerror}; choose a writable folder"
+            ) from err
         return path
 
 
@@ -158,7 +160,14 @@ def create_avatar(
     )
     alpha = np.round(matte * 255).astype(np.uint8)
     return Avatar(
-        crop, plate, alpha, points.astype(np.float32), neutral.astype(np.float32), motion, rest, meta
+        crop,
+        plate,
+        alpha,
+        points.astype(np.float32),
+        neutral.astype(np.float32),
+        motion,
+        rest,
+        meta,
     )
 
 
@@ -170,7 +179,9 @@ def load_avatar(path: str | Path) -> Avatar:
     """
     path = Path(path)
     if not path.is_file():
-        raise AvatarError(f"no avatar file at {path}; make one with `visavis create PHOTO -o {path}`")
+        raise AvatarError(
+            f"no avatar file at {path}; make one with `visavis create PHOTO -o {path}`"
+        )
     try:
         with zipfile.ZipFile(path) as archive:
             members = _read_members(archive, path)
@@ -202,7 +213,13 @@ def resize_avatar(avatar: Avatar, size: int) -> Avatar:
     rest = Pose(avatar.rest.rotation, avatar.rest.scale * ratio, shift)
     meta = avatar.meta.model_copy(update={"size": size})
     return replace(
-        avatar, image=image, plate=plate, matte=matte, points=points.astype(np.float32), rest=rest, meta=meta
+        avatar,
+        image=image,
+        plate=plate,
+        matte=matte,
+        points=points.astype(np.float32),
+        rest=rest,
+        meta=meta,
     )
 
 
@@ -270,7 +287,9 @@ def _read_members(archive: zipfile.ZipFile, path: Path) -> dict[str, bytes]:
     """The known members, and nothing else, none larger than its limit."""
     infos = {info.filename: info for info in archive.infolist()}
     if len(archive.infolist()) > 32:
-        raise AvatarError(f"{path} holds {len(archive.infolist())} members, expected {len(MEMBERS)}")
+        raise AvatarError(
+            f"{path} holds {len(archive.infolist())} members, expected {len(MEMBERS)}"
+        )
     missing = [m for m in MEMBERS if m not in infos]
     if missing:
         raise AvatarError(f"{path} lacks {', '.join(missing)}; it is damaged or not an avatar")
@@ -297,7 +316,10 @@ def _unpack(members: dict[str, bytes], path: Path) -> Avatar:
     rotation = arrays["rotation"]
     if not 1 < scale < meta.size or np.abs(points[:, :2]).max() > 4 * meta.size:
         raise AvatarError(f"{path}: the face lies outside the picture; the file is damaged")
-    if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-3 or np.abs(arrays["neutral"]).max() > 10:
+    if (
+        np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-3
+        or np.abs(arrays["neutral"]).max() > 10
+    ):
         raise AvatarError(f"{path}: the face's geometry is impossible; the file is damaged")
     rest = Pose(rotation, scale, arrays["shift"])
     return Avatar(
@@ -319,7 +341,9 @@ def _read_meta(data: bytes, path: Path) -> AvatarMeta:
         raise AvatarError(f"{path}: avatar.json is not JSON; the file is damaged") from err
     version = raw.get("version") if isinstance(raw, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
-        raise AvatarError(f"{path} has format version {version}, this visavis reads {FORMAT_VERSION}")
+        raise AvatarError(
+            f"{path} has format version {version}, this visavis reads {FORMAT_VERSION}"
+        )
     try:
         meta = AvatarMeta.model_validate(raw)
     except ValidationError as err:

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from visavis.avatar import Avatar
-from visavis.facemodel import EYES, EYEBALL_RADIUS
+from visavis.facemodel import EYEBALL_RADIUS, EYES
 from visavis.matte import diffuse
 from visavis.types import CHANNEL
 

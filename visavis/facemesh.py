@@ -41,7 +41,7 @@ class FaceObservation:
 
     Attributes:
         points: ``(478, 3)`` float32 pixels; x right, y down, z on the scale of x, smaller is nearer
-            the camera. With the wheel's graphs points 468..477 (irises) are estimated from the lids.
+            the camera. With the wheel's graphs the irises (468..477) are guessed from the lids.
         score: presence probability from the mesh graph, 0..1.
         irises: whether the iris points were measured.
     """
@@ -54,12 +54,16 @@ class FaceObservation:
 class FaceMesh:
     """Detector + mesh. Holds graphs only; the track lives in the caller's ``State``."""
 
-    def __init__(self, models: str | Path | None = None, *, threads: int = 1, download: bool = True):
+    def __init__(
+        self, models: str | Path | None = None, *, threads: int = 1, download: bool = True
+    ):
         graphs = face_graphs(models, download=download)
         self.origin = graphs.origin
         self._detector = Graph(graphs.detector, threads=threads)
         self._mesh = Graph(graphs.landmarks, threads=threads)
-        self._blendshapes = Graph(graphs.blendshapes, threads=threads) if graphs.blendshapes else None
+        self._blendshapes = (
+            Graph(graphs.blendshapes, threads=threads) if graphs.blendshapes else None
+        )
         self._mesh_input = next(iter(self._mesh.inputs))
         self._mesh_size = MESH_SIZE if graphs.blendshapes else MESH_SIZE_WHEEL
         self._anchors = _anchors()
@@ -109,7 +113,7 @@ class FaceMesh:
         points = raw.reshape(-1, 8, 2) / DETECTOR_SIZE
         centre, size = points[:, 0] + anchors, points[:, 1]
         marks = points[:, 2:] + anchors[:, None]
-        rows = np.concatenate([centre - size / 2, centre + size / 2, marks.reshape(len(raw), -1)], 1)
+        rows = np.concatenate([centre - size / 2, centre + size / 2, marks.reshape(-1, 12)], 1)
         rows = rows * side - np.tile(pad, 8)
         rows = np.concatenate([rows, scores[:, None]], 1).astype(np.float32)
         return _merge(rows)
@@ -123,19 +127,12 @@ class FaceMesh:
         Args:
             image: ``(H, W, 3)`` uint8 RGB.
         """
-        boxes = self.detect(image, min_score)
-        if not len(boxes):
-            boxes = self._detect_padded(image, min_score)
-        if not len(boxes):
-            boxes = self._detect_tiles(image, min_score)
-        found = []
-        for box in boxes:
-            roi = _roi_from_box(box)
-            seen = self._refine(image, roi)
-            if seen is not None:
-                found.append(seen)
-        found.sort(key=lambda o: -float(np.ptp(o.points[:, 0])))
-        return _distinct(found)
+        for look in (self.detect, self._detect_padded, self._detect_tiles):
+            found = [self._refine(image, _roi_from_box(box)) for box in look(image, min_score)]
+            faces = [face for face in found if face is not None]
+            if faces:
+                return _distinct(sorted(faces, key=lambda o: -float(np.ptp(o.points[:, 0]))))
+        return []
 
     def init_state(self) -> State:
         """A track that has seen nothing."""
@@ -160,7 +157,9 @@ class FaceMesh:
             return self.init_state(), None
         return {"facemesh/roi": roi_from_points(seen.points)}, seen
 
-    def mesh(self, image: np.ndarray, roi: np.ndarray, min_score: float = 0.5) -> FaceObservation | None:
+    def mesh(
+        self, image: np.ndarray, roi: np.ndarray, min_score: float = 0.5
+    ) -> FaceObservation | None:
         """The mesh in one region.
 
         Args:
@@ -195,7 +194,7 @@ class FaceMesh:
         return next(iter(out.values()))
 
     def _refine(self, image: np.ndarray, roi: np.ndarray) -> FaceObservation | None:
-        """Two passes: the detector's box is loose, the mesh's own region is what it was made for."""
+        """Two passes: the detector's box is loose, the mesh's own region fits."""
         first = self.mesh(image, roi)
         if first is None:
             return None

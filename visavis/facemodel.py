@@ -251,7 +251,9 @@ def head_transform(motion: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     Returns:
         ``(3, 3)`` rotation, ``(2,)`` shift in eye distances, scale ratio.
     """
-    rotation = rotation_of(*(float(motion[CHANNEL[c]]) for c in ("head_pitch", "head_yaw", "head_roll")))
+    rotation = rotation_of(
+        *(float(motion[CHANNEL[c]]) for c in ("head_pitch", "head_yaw", "head_roll"))
+    )
     shift = np.array([motion[CHANNEL["shift_x"]], motion[CHANNEL["shift_y"]]], np.float64)
     return rotation, shift, float(np.exp(motion[CHANNEL["scale"]]))
 
@@ -282,7 +284,7 @@ def measure(vertices: np.ndarray, neutral: np.ndarray) -> np.ndarray:
     def put(name: str, values: np.ndarray) -> None:
         out[:, CHANNEL[name]] = values
 
-    def change(term) -> np.ndarray:  # noqa: ANN001 - a local function of vertices
+    def change(term) -> np.ndarray:
         return term(v) - term(n)
 
     put("jaw_open", lip_gap(v))
@@ -313,7 +315,9 @@ def measure(vertices: np.ndarray, neutral: np.ndarray) -> np.ndarray:
         for axis in (0, 1):
             gaze[axis].append(change(lambda a, e=eye, k=axis: _iris_offset(a, e, k)))
     # the iris is not seen behind a lid
-    visible = np.clip(1.5 - 2 * out[:, [CHANNEL["eye_blink_left"], CHANNEL["eye_blink_right"]]].mean(1), 0, 1)
+    visible = np.clip(
+        1.5 - 2 * out[:, [CHANNEL["eye_blink_left"], CHANNEL["eye_blink_right"]]].mean(1), 0, 1
+    )
     for axis, name in ((0, "gaze_x"), (1, "gaze_y")):
         sine = np.mean(gaze[axis], axis=0) / EYEBALL_RADIUS
         put(name, visible * np.degrees(np.arcsin(np.clip(sine, -0.7, 0.7))))
@@ -393,7 +397,7 @@ def load_face_model(folder: Path = MODEL_DIR) -> FaceModel:
     try:
         with safe_open(path, "numpy") as handle:
             meta = handle.metadata() or {}
-            arrays = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118
+            arrays = {k: handle.get_tensor(k) for k in handle.keys()}
     except SafetensorError as err:
         raise ModelError(f"{path} is damaged: {err}; reinstall visavis") from err
     if tuple(json.loads(meta.get("channels", "[]"))) != BASIS_CHANNELS:

@@ -1,8 +1,8 @@
-"""One head as a mesh over its photo: the face model's triangles inside, a grid of hair, ears and neck.
+"""One head as a mesh over its photo: the face model inside, a grid of hair, ears and neck around.
 
-Inside the face oval the vertices are the 478 of the face model. Outside, a grid turns rigidly with the
-skull, its depth falling back to the neck joint (so a silhouette stands while the face turns), its
-share in the motion fading over the neck to the still torso and at the border of the picture.
+Inside the face oval the vertices are those of the face model. Outside, a grid turns rigidly with
+the skull, its depth falling back to the neck joint (so a silhouette stands while the face turns),
+its share in the motion fading over the neck to the still torso and at the border of the picture.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class HeadMesh:
         gap = outside[:, None] - points[FACE_OVAL, :2][None]
         far = np.hypot(gap[..., 0], gap[..., 1]) / unit
         near = far.min(1)
-        weight = np.exp(-((far - near[:, None]) / 0.10) ** 2)
+        weight = np.exp(-(((far - near[:, None]) / 0.10) ** 2))
         weight /= weight.sum(1, keepdims=True)
         face_z = self.rest.remove(points)[FACE_OVAL, 2]
         z_oval = weight @ face_z
@@ -146,7 +146,7 @@ def _smooth(x: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def _outside_nodes(points: np.ndarray, size: int) -> np.ndarray:
-    """Grid nodes outside the face oval, ``(N, 2)``; two rings close to the oval keep cells round."""
+    """Grid nodes outside the face oval, ``(N, 2)``, and two rings close to it."""
     line = np.linspace(0, size - 1, GRID + 1)
     grid = np.stack(np.meshgrid(line, line), -1).reshape(-1, 2)
     oval = points[FACE_OVAL, :2]
@@ -165,7 +165,9 @@ def _grid_triangles(points: np.ndarray, outside: np.ndarray) -> np.ndarray:
     nodes = np.concatenate([points[FACE_OVAL, :2], outside]).astype(np.float32)
     index = np.concatenate([FACE_OVAL, 468 + np.arange(len(outside))])
     low, high = nodes.min(0) - 8, nodes.max(0) + 8
-    plane = cv2.Subdiv2D((int(low[0]), int(low[1]), int(high[0] - low[0]) + 2, int(high[1] - low[1]) + 2))
+    plane = cv2.Subdiv2D(
+        (int(low[0]), int(low[1]), int(high[0] - low[0]) + 2, int(high[1] - low[1]) + 2)
+    )
     where: dict[tuple[float, float], int] = {}
     for node, i in zip(nodes, index, strict=True):
         key = (float(node[0]), float(node[1]))

@@ -1,7 +1,7 @@
 """Cut the person out of the photo once: matte and background plate.
 
-GrabCut (Rother, Kolmogorov, Blake 2004) seeded by the face mesh, then a colour guided filter (He, Sun,
-Tang 2010) for the hair edge. Everything works on a square crop and takes well under two seconds.
+GrabCut (Rother, Kolmogorov, Blake 2004) seeded by the face mesh, then a colour guided filter (He,
+Sun, Tang 2010) for the hair edge. Everything works on a square crop and takes well under two seconds.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def _seeds(points: np.ndarray, size: int) -> np.ndarray:
     cv2.ellipse(seeds, hair, int(cv2.GC_PR_FGD), -1)
     chin = points[152]
     chest = np.array(
-        [chin + [-0.55 * width, -0.1 * height], chin + [0.55 * width, -0.1 * height],
+        [[chin[0] - 0.55 * width, chin[1] - 0.1 * height],
+         [chin[0] + 0.55 * width, chin[1] - 0.1 * height],
          [chin[0] + 1.7 * width, chin[1] + 0.75 * height], [chin[0] + 1.9 * width, size * 2],
          [chin[0] - 1.9 * width, size * 2], [chin[0] - 1.7 * width, chin[1] + 0.75 * height]]
     )  # fmt: skip
@@ -84,7 +85,8 @@ def _seeds(points: np.ndarray, size: int) -> np.ndarray:
     seeds[(away > 1) & (rows < centre[1] + 0.2 * height)] = cv2.GC_BGD
     cv2.fillPoly(seeds, [np.int32(centre + (oval - centre) * 0.97)], int(cv2.GC_FGD))
     neck = np.array(
-        [chin + [-0.28 * width, -0.15 * height], chin + [0.28 * width, -0.15 * height],
+        [[chin[0] - 0.28 * width, chin[1] - 0.15 * height],
+         [chin[0] + 0.28 * width, chin[1] - 0.15 * height],
          [chin[0] + 0.5 * width, chin[1] + 0.7 * height], [chin[0] + 0.6 * width, size * 2],
          [chin[0] - 0.6 * width, size * 2], [chin[0] - 0.5 * width, chin[1] + 0.7 * height]]
     )  # fmt: skip

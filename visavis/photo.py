@@ -41,7 +41,7 @@ def read_photo(photo: str | Path | np.ndarray) -> tuple[np.ndarray, str]:
     if isinstance(photo, np.ndarray):
         if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3:
             raise ImageError(
-                f"the photo is an array of {photo.dtype} {photo.shape}, expected uint8 (H, W, 3) RGB"
+                f"the photo is {photo.dtype} {photo.shape}, expected uint8 (H, W, 3) RGB"
             )
         _check_size(photo.shape[1], photo.shape[0], "the photo")
         return np.ascontiguousarray(photo), hashlib.sha256(photo.tobytes()).hexdigest()
@@ -49,13 +49,17 @@ def read_photo(photo: str | Path | np.ndarray) -> tuple[np.ndarray, str]:
     if not path.is_file():
         raise ImageError(f"no photo at {path}; give a JPEG, PNG or WebP file")
     if path.stat().st_size > MAX_FILE_BYTES:
-        raise ImageError(f"{path} has {path.stat().st_size >> 20} MB, at most 80 MB are read; shrink it")
+        raise ImageError(
+            f"{path} has {path.stat().st_size >> 20} MB, at most 80 MB are read; shrink it"
+        )
     data = path.read_bytes()
     if not data:
         raise ImageError(f"{path} is empty; give a JPEG, PNG or WebP file")
     declared = declared_size(data)
     if declared is None:
-        raise ImageError(f"{path} is not a picture this reads; give a JPEG, PNG, WebP, BMP or TIFF file")
+        raise ImageError(
+            f"{path} is not a picture this reads; give a JPEG, PNG, WebP, BMP or TIFF file"
+        )
     _check_size(*declared, str(path))
     return _decode(data, path), hashlib.sha256(data).hexdigest()
 
@@ -92,16 +96,26 @@ def check_face(image: np.ndarray, faces: list[FaceObservation]) -> FaceObservati
     extent = _extent(face)
     others = [f for f in faces[1:] if _extent(f) > SECOND_FACE * extent]
     if others:
-        raise FaceError(f"the photo shows {1 + len(others)} faces, expected one; crop it to one person")
+        raise FaceError(
+            f"the photo shows {1 + len(others)} faces, expected one; crop it to one person"
+        )
     if extent < MIN_FACE:
-        raise FaceError(f"the face is {extent:.0f} px tall, at least {MIN_FACE} are needed; use a larger photo")
+        raise FaceError(
+            f"the face is {extent:.0f} px tall, at least {MIN_FACE} are needed; use a larger photo"
+        )
     pitch, yaw, _ = fit_pose(face.points, load_face_model().template).angles
     if abs(yaw) > MAX_YAW:
-        raise FaceError(f"the head is turned {abs(yaw):.0f}° to the side, at most {MAX_YAW:.0f}° work; face the camera")
+        raise FaceError(
+            f"the head is turned {abs(yaw):.0f}° aside, at most {MAX_YAW:.0f}° work; face the camera"
+        )
     if abs(pitch) > MAX_PITCH:
-        raise FaceError(f"the head is tilted {abs(pitch):.0f}° up or down, at most {MAX_PITCH:.0f}° work; face the camera")
+        raise FaceError(
+            f"the head is tilted {abs(pitch):.0f}°, at most {MAX_PITCH:.0f}° work; face the camera"
+        )
     if face.score < MIN_SCORE:
-        raise FaceError(f"the face is unclear (score {face.score:.2f}); use a sharper, brighter photo")
+        raise FaceError(
+            f"the face is unclear (score {face.score:.2f}); use a sharper, brighter photo"
+        )
     _check_inside(image, face.points)
     _check_eyes(image, face.points)
     _check_mouth(image, face.points)
@@ -114,7 +128,9 @@ def _extent(face: FaceObservation) -> float:
 
 def _check_size(width: int, height: int, what: str) -> None:
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-        raise ImageError(f"{what} is {width}x{height} px, at most {MAX_SIDE} px a side are read; shrink it")
+        raise ImageError(
+            f"{what} is {width}x{height} px, at most {MAX_SIDE} px a side are read; shrink it"
+        )
     if min(width, height) < MIN_SIDE:
         raise ImageError(f"{what} is {width}x{height} px, at least {MIN_SIDE} px a side are needed")
 
@@ -123,7 +139,9 @@ def _decode(data: bytes, path: Path) -> np.ndarray:
     buffer = np.frombuffer(data, np.uint8)
     try:
         image = cv2.imdecode(buffer, cv2.IMREAD_COLOR)
-        raw = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED) if data[:8] == b"\x89PNG\r\n\x1a\n" else None
+        raw = (
+            cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED) if data[:8] == b"\x89PNG\r\n\x1a\n" else None
+        )
     except cv2.error as err:
         raise ImageError(f"{path} cannot be decoded; save it again as JPEG or PNG") from err
     if image is None:
@@ -182,9 +200,16 @@ def _tiff_size(data: bytes) -> tuple[int, int] | None:
 
 def _check_inside(image: np.ndarray, points: np.ndarray) -> None:
     height, width = image.shape[:2]
-    out = (points[:468, 0] < 0) | (points[:468, 0] >= width) | (points[:468, 1] < 0) | (points[:468, 1] >= height)
+    out = (
+        (points[:468, 0] < 0)
+        | (points[:468, 0] >= width)
+        | (points[:468, 1] < 0)
+        | (points[:468, 1] >= height)
+    )
     if out.mean() > 0.06:
-        raise FaceError(f"{100 * out.mean():.0f} % of the face lies outside the photo; show the whole head")
+        raise FaceError(
+            f"{100 * out.mean():.0f} % of the face lies outside the photo; show the whole head"
+        )
 
 
 def _lightness(image: np.ndarray, points: np.ndarray, rows: list[int], radius: float) -> np.ndarray:
@@ -223,7 +248,9 @@ def _check_mouth(image: np.ndarray, points: np.ndarray) -> None:
         y = np.clip(points[rows, 1].astype(int), 0, height - 1)
         return cv2.blur(lab, (5, 5))[y, x]
 
-    lower = colours([0, 17, 13, 14, 37, 267, 84, 314, 61, 291, 18, 199, 200, 164, 2, 92, 322, 202, 422])
+    lower = colours(
+        [0, 17, 13, 14, 37, 267, 84, 314, 61, 291, 18, 199, 200, 164, 2, 92, 322, 202, 422]
+    )
     upper = colours([151, 9, 108, 337, 69, 299, 8, 6, 197])
     spread = float(np.linalg.norm(lower[:, 1:].std(0)))
     apart = float(np.linalg.norm(np.median(lower[:, 1:], 0) - np.median(upper[:, 1:], 0)))

@@ -1,6 +1,6 @@
 """The one pipeline: sound in, frames out. ``render`` is ``stream``, drained into a file.
 
-    pcm -> features -> (motion net + idle) -> smoothing -> interpolation to frames -> renderer
+pcm -> features -> (motion net + idle) -> smoothing -> interpolation to frames -> renderer
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class Pipeline:
 
     @property
     def latency_samples(self) -> int:
-        """Sum of hops and look-aheads: a motion step lasts 320 samples and waits for those after."""
+        """Hops and look-aheads: a motion step lasts 320 samples and waits for those after."""
         steps = 1 + self.motion.lookahead + self.smoother.lookahead + self.interpolator.lookahead
         return steps * MOTION_HOP
 
@@ -142,12 +142,17 @@ class Pipeline:
             batch: how many run side by side.
             seed: of the idle motion; the config's by default.
         """
-        state: State = {"pipeline/samples": np.zeros(batch, np.int64), "pipeline/frames": np.zeros(batch, np.int64)}
+        state: State = {
+            "pipeline/samples": np.zeros(batch, np.int64),
+            "pipeline/frames": np.zeros(batch, np.int64),
+        }
         for stage in (self.features, self.motion, self.smoother, self.interpolator, self.renderer):
             state |= stage.init_state(batch)
         return state | self.idle.init_state(batch, self.config.seed if seed is None else seed)
 
-    def step(self, state: State, pcm: np.ndarray, timer: Timer = _untimed) -> tuple[State, list[Frame]]:
+    def step(
+        self, state: State, pcm: np.ndarray, timer: Timer = _untimed
+    ) -> tuple[State, list[Frame]]:
         """Hear a chunk, show what it allows.
 
         Args:
@@ -176,7 +181,9 @@ class Pipeline:
             state, frames = self.draw(state, rows[:, k : k + 1], timer)
             yield frames
 
-    def hear(self, state: State, pcm: np.ndarray, timer: Timer = _untimed) -> tuple[State, np.ndarray]:
+    def hear(
+        self, state: State, pcm: np.ndarray, timer: Timer = _untimed
+    ) -> tuple[State, np.ndarray]:
         """Sound to smooth motion.
 
         Args:
@@ -197,7 +204,9 @@ class Pipeline:
         with timer("smoothing"):
             return _run(self.smoother, state, speech + idle)
 
-    def draw(self, state: State, rows: np.ndarray, timer: Timer = _untimed) -> tuple[State, list[Frame]]:
+    def draw(
+        self, state: State, rows: np.ndarray, timer: Timer = _untimed
+    ) -> tuple[State, list[Frame]]:
         """Frames for ``(1, K, D)`` motion rows."""
         if not rows.shape[1]:
             return state, []
@@ -206,7 +215,9 @@ class Pipeline:
             mine, images = self.renderer.step(mine, rows)
         first = int(state["pipeline/frames"][0])
         state = state | mine | {"pipeline/frames": state["pipeline/frames"] + rows.shape[1]}
-        return state, [Frame(first + k, image, self.config.fps) for k, image in enumerate(images[0])]
+        return state, [
+            Frame(first + k, image, self.config.fps) for k, image in enumerate(images[0])
+        ]
 
     def _to_frames(self, state: State, steps: np.ndarray, timer: Timer) -> tuple[State, np.ndarray]:
         with timer("smoothing"):
@@ -227,7 +238,7 @@ class Pipeline:
             return state, np.concatenate([steps, self.smoother.flush(state)], axis=1)
 
 
-def _run(stage, state: State, chunk: np.ndarray) -> tuple[State, np.ndarray]:  # noqa: ANN001
+def _run(stage, state: State, chunk: np.ndarray) -> tuple[State, np.ndarray]:
     """One stage on its own part of the state."""
     after, out = stage.step(state, chunk)
     return state | after, out
@@ -331,7 +342,9 @@ def render(
     keep = pieces.append if motion_out else None
     size = (pipe.renderer.size, pipe.renderer.size)
     with VideoWriter(Path(out), config.fps, size, sound=decode_audio(audio)) as film:
-        for frame in stream(pipe.renderer.avatar, chunks, pipeline=pipe, timer=timer, on_motion=keep):
+        for frame in stream(
+            pipe.renderer.avatar, chunks, pipeline=pipe, timer=timer, on_motion=keep
+        ):
             with timer("encode"):
                 film.write(frame.image)
             if progress:
@@ -389,7 +402,9 @@ def animate(
     return RenderReport(Path(out), count, float(count / config.fps), (), meta)
 
 
-def frames_of_motion(motion: Motion, fps: Fraction, avatar: Avatar, align: str = "neutral") -> np.ndarray:
+def frames_of_motion(
+    motion: Motion, fps: Fraction, avatar: Avatar, align: str = "neutral"
+) -> np.ndarray:
     """A motion clip as one row per frame, in an avatar's terms.
 
     Args:

@@ -1,8 +1,8 @@
 """The CPU rasteriser: numba kernels that turn moved triangles into a frame.
 
 ``fill_map`` writes, for every pixel a triangle covers, where in the source picture it comes from;
-``shade`` fetches that colour and lays it over the still base. ``tests/test_raster.py`` holds both to a
-plain NumPy twin.
+OpenCV fetches that colour; ``compose`` lays it over the still base. The tests hold both to plain
+NumPy twins.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ ATLAS_SCALE = 2  # the source picture is stored at twice the frame's scale: bili
 
 @njit(cache=True, nogil=True, boundscheck=False)
 def fill_map(
-    target: np.ndarray, source: np.ndarray, triangles: np.ndarray, order: np.ndarray, out: np.ndarray
+    target: np.ndarray,
+    source: np.ndarray,
+    triangles: np.ndarray,
+    order: np.ndarray,
+    out: np.ndarray,
 ) -> None:
     """Write source coordinates for every covered pixel, later triangles over earlier ones.
 

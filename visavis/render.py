@@ -1,7 +1,7 @@
 """Motion to frames: the photo warped by its posed mesh, eyes and mouth laid into it.
 
-Tier ``mesh`` needs no net: eyes turn under lids that fold, the mouth's inside is the photo's own teeth
-or a generic set. Tier ``patch`` lets a small net paint the mouth. The background never moves.
+Tier ``mesh`` needs no net: eyes turn under lids that fold, the mouth's inside is the photo's own
+teeth or a generic set. Tier ``patch`` lets a small net paint the mouth. The background never moves.
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ from visavis.errors import ConfigError
 from visavis.eyes import EyePainter
 from visavis.facemodel import Pose
 from visavis.headmesh import HeadMesh
-from visavis.mouth import MouthNet, apply_transform, crop_transform, make_reference, paste, warp_crop
+from visavis.mouth import (
+    MouthNet,
+    apply_transform,
+    crop_transform,
+    make_reference,
+    paste,
+    warp_crop,
+)
 from visavis.raster import ATLAS_SCALE, compose, fill_map
 from visavis.teeth import TeethPainter
 from visavis.types import N_CHANNELS, State

@@ -1,8 +1,8 @@
 """The mouth's inside without a net: the photo's own teeth where it shows them, else a generic set.
 
-The generic set is two pictures rendered from CC0 3D assets (``tools/make_mouth_atlas.py``): upper teeth
-hang on the skull, lower teeth and tongue ride on the jaw. Both are dimmed to the photo's light and
-shaded towards the lips; what lies behind is dark.
+The generic set is two pictures rendered from CC0 3D assets (``tools/make_mouth_atlas.py``): upper
+teeth hang on the skull, lower teeth and tongue ride on the jaw. Both are dimmed to the photo's
+light and shaded towards the lips; what lies behind is dark.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def _affine(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _load_atlas() -> dict:
-    """Layers as (premultiplied RGBA float32 0..255 with alpha 0..1, anchor px, px per eye distance)."""
+    """Layers: premultiplied RGBA (0..255, alpha 0..1), anchor px, px per eye distance."""
     card = json.loads((ASSETS / "mouth_atlas.json").read_text())
     sheet = cv2.imread(str(ASSETS / "mouth_atlas.png"), cv2.IMREAD_UNCHANGED)
     sheet = cv2.cvtColor(sheet, cv2.COLOR_BGRA2RGBA).astype(np.float32)

@@ -97,8 +97,10 @@ def neutral_of_track(vertices: np.ndarray) -> np.ndarray:
     return quiet
 
 
-def clip_geometry(points: np.ndarray, template: np.ndarray) -> tuple[list[Pose], np.ndarray, np.ndarray]:
-    """Poses, pose-removed vertices ``(T, 478, 3)`` and neutral ``(478, 3)`` of one person's clip."""
+def clip_geometry(
+    points: np.ndarray, template: np.ndarray
+) -> tuple[list[Pose], np.ndarray, np.ndarray]:
+    """Poses, pose-removed vertices ``(T, 478, 3)`` and neutral ``(478, 3)`` of a clip."""
     rough = np.array([fit_pose(p, template).remove(p) for p in points])
     neutral = neutral_of_track(rough)
     # the person's own bones fit better than the mean face's
@@ -132,7 +134,7 @@ def motion_of_track(
     seen = track.seen
     if seen.mean() < MIN_FACE_SHARE:
         raise VideoError(
-            f"a face was found in {int(seen.sum())} of {len(seen)} frames, at least half are needed; "
+            f"a face was found in {int(seen.sum())} of {len(seen)} frames, half are needed; "
             "give a video of one person facing the camera"
         )
     points = track.points[seen]

@@ -100,7 +100,7 @@ class Stage(Protocol):
     """A frozen object whose memory is passed in and handed back.
 
     Chunks are arrays with the batch on axis 0 and time on axis 1; either side of ``step`` may be
-    zero long. ``lookahead`` is how many of the stage's own *output* steps its output lags its input.
+    zero long. ``lookahead`` is by how many of the stage's own *output* steps it lags its input.
     """
 
     lookahead: int
@@ -114,7 +114,7 @@ class Stage(Protocol):
 
 @dataclass(frozen=True)
 class Motion:
-    """A motion clip: ``values`` ``(T, D)`` float32 with the columns of ``channels`` at ``rate`` Hz."""
+    """A clip: ``values`` ``(T, D)`` float32 with the columns of ``channels`` at ``rate`` Hz."""
 
     values: np.ndarray
     rate: Fraction = Fraction(MOTION_RATE)

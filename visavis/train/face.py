@@ -79,7 +79,9 @@ def support(template: np.ndarray) -> np.ndarray:
     return np.array(rows)
 
 
-def fit_basis(corpora: list[list[Path]], template: np.ndarray, mirror: np.ndarray) -> tuple[np.ndarray, dict]:
+def fit_basis(
+    corpora: list[list[Path]], template: np.ndarray, mirror: np.ndarray
+) -> tuple[np.ndarray, dict]:
     """Ridge regression of vertex offsets on the measured channels."""
     width = len(fm.BASIS_CHANNELS)
     xtx, xty = np.zeros((width, width)), np.zeros((width, fm.N_VERTICES * 3))
@@ -131,7 +133,10 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, default=fm.MODEL_DIR)
     args = parser.parse_args()
     template, mirror = mean_face(stills(args.data / "sfhq", FaceMesh.open(args.models)))
-    corpora = [sorted((args.tracks / c).glob("*.npz")) for c in ("grid_s1", "grid_more", "presenter", "obama_addresses")]
+    corpora = [
+        sorted((args.tracks / c).glob("*.npz"))
+        for c in ("grid_s1", "grid_more", "presenter", "obama_addresses")
+    ]
     basis, report = fit_basis([c for c in corpora if c], template, mirror)
     obj = (args.data / "face3d" / "mediapipe_canonical_face_model.obj").read_text()
     faces = [
