@@ -189,8 +189,11 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, suffix, limit):
 def test_a_folder_that_cannot_be_written(tmp_path):
     with pytest.raises(OutputError, match="cannot write"):
         make_film("/proc/film.mp4", 2)
+    for name in ("nul\0.mp4", "x" * 300 + ".mp4"):
+        with pytest.raises(OutputError):
+            make_film(tmp_path / name, 2)
     (tmp_path / "film.mp4").mkdir()
-    with pytest.raises(OutputError, match="is a folder"):
+    with pytest.raises(OutputError, match="no file name"):
         make_film(tmp_path / "film.mp4", 2)
 
 

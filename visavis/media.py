@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -78,22 +78,18 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
+    advice = "choose a folder that can be written"
     try:
-        if path.is_dir():
-            raise OutputError(f"{path} is a folder; expected the name of a file to write")
+        if path.is_dir() or "\0" in str(path):
+            raise OutputError(f"{str(path)!r} is no file name; expected one to write to")
         if not path.parent.is_dir():
             raise OutputError(f"folder {path.parent} does not exist: make it, or choose another")
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    except (OSError, ValueError) as error:
-        raise OutputError(
-            f"cannot write {path} ({reason(error)}): choose a folder that can be written"
-        ) from None
-    try:
+        advice = "free some space or choose another folder"
         yield temporary
         os.replace(temporary, path)
-    except OSError as error:  # PyAV's disk errors are OSError too
-        raise OutputError(
-            f"cannot write {path} ({reason(error)}): free some space or choose another folder"
-        ) from None
+    except (OSError, UnicodeEncodeError) as error:  # PyAV's disk errors are OSError too
+        raise OutputError(f"cannot write {path} ({reason(error)}): {advice}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # moved, or never made
+            temporary.unlink()
