@@ -77,11 +77,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
         OutputError: the folder is missing or cannot be written, or the disk is full.
     """
     path = Path(path)
+    if "\0" in str(path) or path.is_dir():
+        raise OutputError(f"{str(path)!r} is no file name; expected one to write to")
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
     advice = "choose a folder that can be written"
     try:
-        if path.is_dir() or "\0" in str(path):
-            raise OutputError(f"{str(path)!r} is no file name; expected one to write to")
         if not path.parent.is_dir():
             raise OutputError(f"folder {path.parent} does not exist: make it, or choose another")
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
