@@ -77,12 +77,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
         OutputError: the folder is missing or cannot be written, or the disk is full.
     """
     path = Path(path)
-    if "\0" in str(path) or path.is_dir():
+    if "\0" in str(path) or os.path.isdir(path):
         raise OutputError(f"{str(path)!r} is no file name; expected one to write to")
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
     advice = "choose a folder that can be written"
     try:
-        if not path.parent.is_dir():
+        if not os.path.isdir(path.parent):
             raise OutputError(f"folder {path.parent} does not exist: make it, or choose another")
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         advice = "free some space or choose another folder"
