@@ -17,7 +17,6 @@ from visavis.avatar import create_avatar, load_avatar, resize_avatar
 from visavis.errors import AvatarError, FaceError, ImageError, OutputError
 from visavis.photo import read_photo
 
-
 HEADS = [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"RIFF....WEBPVP8 ", b"II*\0", b"MM\0*", b""]
 
 

@@ -1,7 +1,7 @@
 """Cut the person out of the photo once: matte and background plate.
 
 GrabCut (Rother, Kolmogorov, Blake 2004) seeded by the face mesh, then a colour guided filter (He,
-Sun, Tang 2010) for the hair edge. Everything works on a square crop and takes well under two seconds.
+Sun, Tang 2010) for the hair edge. It works on a square crop and takes well under two seconds.
 """
 
 from __future__ import annotations

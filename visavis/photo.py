@@ -106,7 +106,7 @@ def check_face(image: np.ndarray, faces: list[FaceObservation]) -> FaceObservati
     pitch, yaw, _ = fit_pose(face.points, load_face_model().template).angles
     if abs(yaw) > MAX_YAW:
         raise FaceError(
-            f"the head is turned {abs(yaw):.0f}° aside, at most {MAX_YAW:.0f}° work; face the camera"
+            f"the head is turned {abs(yaw):.0f}°, at most {MAX_YAW:.0f}° work; face the camera"
         )
     if abs(pitch) > MAX_PITCH:
         raise FaceError(

@@ -134,8 +134,8 @@ def motion_of_track(
     seen = track.seen
     if seen.mean() < MIN_FACE_SHARE:
         raise VideoError(
-            f"a face was found in {int(seen.sum())} of {len(seen)} frames, half are needed; "
-            "give a video of one person facing the camera"
+            f"a face was found in {int(seen.sum())} of {len(seen)} frames, at least half are needed;"
+            " give one of a person facing the camera"
         )
     points = track.points[seen]
     if neutral is None:
