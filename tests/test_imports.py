@@ -18,7 +18,7 @@ RANKS = (
     {"backends", "clock", "config", "media", "modelstore", "licenses"},
     {"audio", "video", "features", "motionfile", "smoothing", "facemodel", "facemesh", "raster"},
     {"motion", "idle", "mouth", "matte", "photo", "track"},
-    {"avatar"},
+    {"avatar", "turns", "voice"},
     {"headmesh", "eyes", "teeth"},
     {"render"},
     {"pipeline"},

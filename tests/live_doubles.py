@@ -1,0 +1,86 @@
+"""Stand-ins for live tests: a pipeline whose mouth follows loudness, a renderer that costs nothing."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+
+from visavis.features import FeatureExtractor
+from visavis.idle import Idle, IdleConfig
+from visavis.pipeline import Pipeline, PipelineConfig
+from visavis.smoothing import Interpolator, Smoother
+from visavis.types import CHANNEL, N_CHANNELS, N_MELS
+
+
+class LoudnessMotion:
+    """Stage: the jaw opens with the sound's energy. Look-ahead as of the real net's default."""
+
+    def __init__(self, lookahead: int = 3):
+        self.lookahead = lookahead
+
+    def init_state(self, batch=1):
+        return {"motion/seen": np.zeros(batch, np.int64), "motion/jaw": np.zeros((batch, 4), np.float32)}
+
+    def step(self, state, chunk):
+        assert chunk.shape[1] % 2 == 0, "live hops are whole motion steps"
+        rows = []
+        for i in range(0, chunk.shape[1], 2):
+            energy = chunk[:, i : i + 2, N_MELS].mean(axis=1)
+            jaw = np.clip(0.25 * (energy + 0.2), 0, 0.3).astype(np.float32)
+            state = {
+                "motion/seen": state["motion/seen"] + 1,
+                "motion/jaw": np.roll(state["motion/jaw"], -1, axis=1),
+            }
+            state["motion/jaw"][:, -1] = jaw
+            if state["motion/seen"][0] > self.lookahead:
+                row = np.zeros((len(chunk), N_CHANNELS), np.float32)
+                row[:, CHANNEL["jaw_open"]] = state["motion/jaw"][:, -1 - self.lookahead]
+                rows.append(row)
+        return state, np.stack(rows, 1) if rows else np.zeros((len(chunk), 0, N_CHANNELS), np.float32)
+
+    def flush(self, state):
+        return np.zeros((1, 0, N_CHANNELS), np.float32)
+
+
+class MotionRenderer:
+    """Draws the motion row itself into a tiny picture; ``cost_ns`` passes on a manual clock."""
+
+    lookahead = 0
+
+    def __init__(self, tier="patch", clock=None, cost_ns=0, size=8):
+        self.tier, self.clock, self.cost_ns, self.size = tier, clock, cost_ns, size
+        self.rows: list[np.ndarray] = []
+
+    def init_state(self, batch=1):
+        return {"render/seen": np.zeros(batch, np.int64)} if self.tier == "patch" else {}
+
+    def step(self, state, motion):
+        if self.clock:
+            self.clock.advance(self.cost_ns)
+        if "render/seen" in state:
+            state = {"render/seen": state["render/seen"] + 1}
+        self.rows.append(motion[0, 0].copy())
+        del self.rows[:-10_000]
+        bytes_ = np.frombuffer(motion[0, 0].tobytes(), np.uint8)
+        image = np.zeros((1, 1, self.size, self.size, 3), np.uint8)
+        image.reshape(-1)[: len(bytes_)] = bytes_
+        return state, image
+
+
+def row_of(image: np.ndarray) -> np.ndarray:
+    """The motion row a `MotionRenderer` drew."""
+    return np.frombuffer(image.reshape(-1)[: 4 * N_CHANNELS].tobytes(), np.float32)
+
+
+class DoublePipeline(Pipeline):
+    """The real path but for the motion net and the renderer."""
+
+    def __init__(self, fps=30, renderer=None, seed=0):
+        self.config = PipelineConfig(fps=Fraction(fps), seed=seed)
+        self.features = FeatureExtractor()
+        self.motion = LoudnessMotion()
+        self.idle = Idle(IdleConfig(lookahead=3))
+        self.smoother = Smoother()
+        self.interpolator = Interpolator(self.config.fps)
+        self.renderer = renderer or MotionRenderer()
