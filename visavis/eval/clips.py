@@ -31,7 +31,8 @@ class Clip:
         times: ``(T,)`` float64 seconds from the start of the film.
         track: the face in every frame (NaN points where none was seen).
         pcm: ``(S,)`` float32 16 kHz from the start of the film; empty without sound.
-        fps: mean frame rate; ``steady`` tells whether the frames keep to it within 2 ms.
+        fps: of the median step between frames; ``steady`` tells whether the frames keep to it
+        within 2 ms.
         notes: what was odd and how it was dealt with, one line each, for the report.
     """
 
@@ -167,7 +168,7 @@ def read_clip(
     if not steady:
         notes.append(f"variable frame rate ({1 / steps.max():.1f} to {1 / steps.min():.1f} fps)")
     pcm = read_sound(path, seconds, notes)
-    fps = Fraction(info.fps or 25).limit_denominator(1001)
+    fps = Fraction(1 / float(np.median(steps))).limit_denominator(1001)
     return Clip(path.stem, path, digest, frames, times, track, pcm, fps, steady, info.codec, notes)
 
 
