@@ -48,11 +48,12 @@ class IdleConfig:
     """
 
     lookahead: int = 3
-    head_sd: tuple[float, float, float] = (1.3, 1.6, 1.1)  # pitch, yaw, roll while speaking
-    head_rest: float = 0.6  # share of that in silence
+    head_sd: tuple[float, float, float] = (3.0, 3.4, 2.2)  # pitch, yaw, roll while speaking
+    head_rest: float = 0.5  # share of that in silence
+    sway: tuple[float, float, float] = (1.7, 1.5, 0.9)  # the same, of quicker movement
     drift_time: float = 5.0
-    shift_rate: float = 0.45  # changes of posture per second of speech
-    nod: float = 1.1  # degrees per stressed onset
+    shift_rate: float = 0.6  # changes of posture per second of speech
+    nod: float = 3.2  # degrees per stressed onset
     blink_interval: float = 3.3
     blink_spread: float = 0.35  # coefficient of variation
     blink_double: float = 0.08
@@ -119,13 +120,14 @@ class Idle:
 
     def init_state(self, batch: int = 1, seed: int | np.ndarray = 0) -> State:
         """A rested face; ``seed`` is one number (each batch row differs) or one per row."""
-        seeds = np.asarray(seed, dtype=np.uint64)
+        seeds = np.asarray(seed).astype(np.uint64)
         if seeds.ndim == 0:
             seeds = seeds + np.arange(batch, dtype=np.uint64) * np.uint64(1_000_003)
         start = uniform(seeds, np.full(batch, 2**40))
         zeros = {
             "half": (N_FEATURES,), "drift": (3,), "posture": (3,), "head": (3,), "head_speed": (3,),
-            "micro": (3,), "micro_speed": (3,), "nod": (), "nod_speed": (), "gaze": (2,),
+            "micro": (3,), "micro_speed": (3,), "nod": (), "nod_speed": (), "nod_target": (),
+            "gaze": (2,),
             "gaze_target": (2,), "brow": (), "brow_speed": (), "brow_target": (), "tremor": (3,),
             "onset_age": (),
         }  # fmt: skip
@@ -224,15 +226,15 @@ class Idle:
         state["idle/posture"] = np.where(moves[:, None], fresh, state["idle/posture"])
         target = width[:, None] * self._sd * (0.55 * state["idle/drift"] + 0.8 * state["idle/posture"])
         target[:, 1] += 0.15 * state["idle/gaze_target"][:, 0]
-        _spring(state, "idle/head", "idle/head_speed", target, 4.5)
+        _spring(state, "idle/head", "idle/head_speed", target, 5.0)
         keep = np.exp(-_DT / 0.4)
         noise = _normal(u[:, _MICRO : _MICRO + 6])
         state["idle/micro"] = keep * state["idle/micro"] + np.sqrt(1 - keep * keep) * noise
-        _spring(state, "idle/tremor", "idle/micro_speed", state["idle/micro"], 6.0)
+        _spring(state, "idle/tremor", "idle/micro_speed", state["idle/micro"], 9.0)
         strength = c.nod * onset * (0.4 + 1.2 * u[:, _NOD])
-        state["idle/nod_speed"] = state["idle/nod_speed"] + 22.0 * strength
-        _spring(state, "idle/nod", "idle/nod_speed", np.zeros_like(state["idle/nod"]), 9.0)
-        head = state["idle/head"] + 0.35 * state["idle/tremor"]
+        state["idle/nod_target"] = state["idle/nod_target"] * np.exp(-_DT / 0.16) + 2.0 * strength
+        _spring(state, "idle/nod", "idle/nod_speed", state["idle/nod_target"], 11.0)
+        head = state["idle/head"] + width[:, None] * np.asarray(c.sway) * state["idle/tremor"]
         head[:, 0] += state["idle/nod"]
         limit = 0.9 * np.array([RANGE_HIGH[CHANNEL[a]] for a in _AXES])
         return limit * np.tanh(head / limit)
@@ -296,8 +298,8 @@ class Idle:
         rate = c.breath_hz * (0.9 + 0.2 * u[:, _BREATH])
         state["idle/breath"] = (state["idle/breath"] + rate * _DT) % 1.0
         wave = np.sin(2.0 * np.pi * state["idle/breath"])
-        out[:, CHANNEL["shift_y"]] = -c.breath_shift * wave + 0.003 * head[:, 0]
-        out[:, CHANNEL["shift_x"]] = 0.004 * head[:, 1] + 0.003 * head[:, 2]
+        out[:, CHANNEL["shift_y"]] = -c.breath_shift * wave + 0.007 * head[:, 0]
+        out[:, CHANNEL["shift_x"]] = 0.006 * head[:, 1] + 0.005 * head[:, 2]
         out[:, CHANNEL["scale"]] = 0.2 * c.breath_shift * wave
 
 

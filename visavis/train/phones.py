@@ -24,6 +24,43 @@ PHONES = (
 """The 39 phones of the CMU dictionary after silence: 40 classes."""
 PHONE_INDEX = {name: i for i, name in enumerate(PHONES)}
 
+# Place and manner by phone: lips shut, lip on teeth, tongue on teeth, ridge, palate, back, round,
+# nasal, fricative, stop, open vowel, front vowel, glide, voiced, vowel.
+_FEATURES = (
+    "shut labiodental dental alveolar postalveolar velar round nasal fricative stop "
+    "open mid close front back glide voiced vowel silence"
+).split()
+_ARTICULATION = {
+    "SIL": "silence", "AA": "open back vowel voiced", "AE": "open front vowel voiced",
+    "AH": "mid vowel voiced", "AO": "open back round vowel voiced",
+    "AW": "open back round vowel voiced", "AY": "open front vowel voiced",
+    "B": "shut stop voiced", "CH": "postalveolar stop fricative round",
+    "D": "alveolar stop voiced", "DH": "dental fricative voiced",
+    "EH": "mid front vowel voiced", "ER": "mid round vowel voiced",
+    "EY": "mid front close vowel voiced", "F": "labiodental fricative",
+    "G": "velar stop voiced", "HH": "fricative glide", "IH": "close front vowel voiced",
+    "IY": "close front vowel voiced", "JH": "postalveolar stop fricative round voiced",
+    "K": "velar stop", "L": "alveolar glide voiced", "M": "shut nasal voiced",
+    "N": "alveolar nasal voiced", "NG": "velar nasal voiced",
+    "OW": "mid back round vowel voiced", "OY": "mid back round front vowel voiced",
+    "P": "shut stop", "R": "round glide voiced", "S": "alveolar fricative",
+    "SH": "postalveolar fricative round", "T": "alveolar stop", "TH": "dental fricative",
+    "UH": "close back round vowel voiced", "UW": "close back round vowel voiced",
+    "V": "labiodental fricative voiced", "W": "round glide voiced back close",
+    "Y": "close front glide voiced", "Z": "alveolar fricative voiced",
+    "ZH": "postalveolar fricative round voiced",
+}  # fmt: skip
+
+
+def articulation() -> np.ndarray:
+    """``(40, 19)`` float32: which of the articulatory features each phone has."""
+    table = np.zeros((len(PHONES), len(_FEATURES)), np.float32)
+    for i, phone in enumerate(PHONES):
+        for name in _ARTICULATION[phone].split():
+            table[i, _FEATURES.index(name)] = 1.0
+    return table
+
+
 _FLITE_TO_CMU = {"pau": "SIL", "ax": "AH", "axr": "ER", "brth": "SIL", "h#": "SIL"}
 
 
@@ -51,31 +88,34 @@ class Aligner:
         import pocketsphinx
 
         root = Path(pocketsphinx.get_model_path()) / "en-us"
-        self._decoder = pocketsphinx.Decoder(
-            hmm=str(root / "en-us"),
-            lm=str(root / "en-us.lm.bin"),
-            dict=str(root / "cmudict-en-us.dict"),
-            loglevel="FATAL",
-        )
+        common = {
+            "hmm": str(root / "en-us"),
+            "dict": str(root / "cmudict-en-us.dict"),
+            "loglevel": "FATAL",
+        }
+        self._hear = pocketsphinx.Decoder(lm=str(root / "en-us.lm.bin"), **common)
+        # Known text leaves little to search, so wide beams cost little.
+        wide = {"beam": 1e-80, "pbeam": 1e-80, "wbeam": 1e-60}
+        self._fit = pocketsphinx.Decoder(lm=None, **wide, **common)
 
     def transcribe(self, pcm: np.ndarray) -> str:
         """Words heard in ``pcm`` ``(n,)`` int16 at 16 kHz (word error about a third)."""
-        self._decoder.activate_search()
-        self._run(pcm)
-        hypothesis = self._decoder.hyp()
-        return hypothesis.hypstr if hypothesis else ""
+        _run(self._hear, pcm)
+        hypothesis = self._hear.hyp()
+        words = hypothesis.hypstr.split() if hypothesis else []
+        return " ".join(w.split("(")[0] for w in words if w[0] not in "<[+")
 
     def align(self, pcm: np.ndarray, text: str) -> list[Segment]:
         """Phone times of ``text`` in ``pcm`` ``(n,)`` int16; empty when it does not fit."""
-        words = [w for w in text.lower().split() if self._decoder.lookup_word(w)]
+        words = [w for w in text.lower().split() if self._fit.lookup_word(w)]
         if not words:
             return []
         try:
-            self._decoder.set_align_text(" ".join(words))
-            self._run(pcm)
-            self._decoder.set_alignment()
-            self._run(pcm)
-            alignment = self._decoder.get_alignment()
+            self._fit.set_align_text(" ".join(words))
+            _run(self._fit, pcm)
+            self._fit.set_alignment()
+            _run(self._fit, pcm)
+            alignment = self._fit.get_alignment()
         except RuntimeError:
             return []
         if alignment is None:
@@ -86,10 +126,11 @@ class Aligner:
             for p in word
         ]
 
-    def _run(self, pcm: np.ndarray) -> None:
-        self._decoder.start_utt()
-        self._decoder.process_raw(pcm.astype(np.int16).tobytes(), full_utt=True)
-        self._decoder.end_utt()
+
+def _run(decoder, pcm: np.ndarray) -> None:  # noqa: ANN001 - pocketsphinx.Decoder
+    decoder.start_utt()
+    decoder.process_raw(pcm.astype(np.int16).tobytes(), full_utt=True)
+    decoder.end_utt()
 
 
 def flite_speech(text: str, voice: str, stretch: float = 1.0) -> tuple[np.ndarray, list[Segment]]:

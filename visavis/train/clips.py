@@ -1,0 +1,87 @@
+"""Training clips on disk: one safetensors file each, sound with motion, phones or both."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from visavis.types import CHANNELS, FEATURE_HOP, MOTION_HOP
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One utterance.
+
+    Attributes:
+        name: file name without suffix, unique in its corpus.
+        corpus: the data set it came from.
+        talker: who speaks; talkers are left out as a whole.
+        pcm: ``(n,)`` int16 at 16 kHz.
+        motion: ``(T, 21)`` float32 at 50 Hz, or None where no face was filmed.
+        phones: ``(n // 160,)`` uint8 classes of ``phones.PHONES``, or None.
+        meta: offset_ms, text, source, licence.
+    """
+
+    name: str
+    corpus: str
+    talker: str
+    pcm: np.ndarray
+    motion: np.ndarray | None = None
+    phones: np.ndarray | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def features(self) -> int:
+        """Whole 10 ms hops."""
+        return len(self.pcm) // FEATURE_HOP
+
+    @property
+    def steps(self) -> int:
+        """Whole motion steps."""
+        return len(self.pcm) // MOTION_HOP
+
+
+def is_held_out(name: str, share: int = 10) -> bool:
+    """Whether a clip belongs to the tenth that is never trained on: by a hash of its name alone."""
+    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % share == 0
+
+
+def save_clip(clip: Clip, folder: str | Path) -> Path:
+    """Write ``folder/corpus/name.safetensors``."""
+    path = Path(folder) / clip.corpus / f"{clip.name}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {"pcm": np.ascontiguousarray(clip.pcm, np.int16)}
+    if clip.motion is not None:
+        arrays["motion"] = np.ascontiguousarray(clip.motion, np.float32)
+    if clip.phones is not None:
+        arrays["phones"] = np.ascontiguousarray(clip.phones, np.uint8)
+    facts = clip.meta | {"talker": clip.talker, "channels": list(CHANNELS), "version": 1}
+    save_file(arrays, path, metadata={"clip": json.dumps(facts)})
+    return path
+
+
+def load_clip(path: str | Path) -> Clip:
+    """Read one file of ``save_clip``."""
+    path = Path(path)
+    with safe_open(path, "numpy") as handle:
+        facts = json.loads((handle.metadata() or {})["clip"])
+        keys = set(handle.keys())
+        arrays = {k: handle.get_tensor(k) for k in keys}
+    assert tuple(facts.pop("channels")) == CHANNELS, f"{path}: prepared for other channels"
+    talker = facts.pop("talker")
+    return Clip(
+        path.stem, path.parent.name, talker, arrays["pcm"], arrays.get("motion"),
+        arrays.get("phones"), facts,
+    )  # fmt: skip
+
+
+def load_corpus(folder: str | Path, corpus: str) -> list[Clip]:
+    """Every clip of one corpus, by name."""
+    return [load_clip(p) for p in sorted((Path(folder) / corpus).glob("*.safetensors"))]

@@ -1,0 +1,173 @@
+"""Clips to batches: features computed ahead under several recording conditions, windows at random."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from visavis.features import SILENCE, FeatureExtractor
+from visavis.models.motion import LOOKAHEAD_STEPS
+from visavis.train.augment import stretch, unspeech, warp_features, wild
+from visavis.train.clips import Clip
+from visavis.types import CHANNEL, FEATURES_PER_MOTION, SPEECH_CHANNELS
+
+SPEECH = np.array([CHANNEL[c] for c in SPEECH_CHANNELS])
+LOOKAHEAD_ODDS = np.array([1, 1, 3, 1]) / 6  # 80 ms half of the time
+
+
+@dataclass
+class Example:
+    """One condition of one clip.
+
+    Attributes:
+        features: ``(2 T, 83)`` float16.
+        motion: ``(T, 9)`` float32, NaN where nothing was filmed.
+        phones: ``(T,)`` uint8, 255 where unknown.
+        weight: of its motion loss; labels made by a model weigh less than tracked ones.
+    """
+
+    features: np.ndarray
+    motion: np.ndarray
+    phones: np.ndarray
+    weight: float = 1.0
+
+
+@dataclass
+class Pool:
+    """Examples of one kind, drawn with a share of every batch."""
+
+    name: str
+    share: float
+    examples: list[Example] = field(default_factory=list)
+
+    def add(self, example: Example) -> None:
+        """Put one in."""
+        self.examples.append(example)
+
+
+def extract(pcm: np.ndarray) -> np.ndarray:
+    """``(n,)`` float32 samples to ``(n // 160, 83)`` by the runtime's own extractor."""
+    stage = FeatureExtractor()
+    return stage.step(stage.init_state(), pcm[None].astype(np.float32))[1][0]
+
+
+def make_example(
+    clip: Clip,
+    rng: np.random.Generator,
+    *,
+    augment: bool = True,
+    chatter: np.ndarray | None = None,
+    weight: float = 1.0,
+) -> Example:
+    """One recording condition of a clip, with its labels moved along."""
+    pcm = clip.pcm.astype(np.float64) / 32768.0
+    factor = float(np.exp(rng.uniform(-0.2, 0.2))) if augment and rng.random() < 0.7 else 1.0
+    if augment:
+        pcm = wild(stretch(pcm, factor), rng, chatter)
+    features = extract(pcm.astype(np.float32))
+    steps = len(features) // FEATURES_PER_MOTION
+    features = features[: steps * FEATURES_PER_MOTION].astype(np.float16)
+    motion = np.full((steps, len(SPEECH)), np.nan, np.float32)
+    if clip.motion is not None:
+        at = np.arange(steps) * factor
+        known = np.arange(len(clip.motion))
+        for i, channel in enumerate(SPEECH):
+            motion[:, i] = np.interp(at, known, clip.motion[:, channel])
+    phones = np.full(steps, 255, np.uint8)
+    if clip.phones is not None and clip.phones.any():
+        at = np.minimum(np.arange(steps) * factor * FEATURES_PER_MOTION, len(clip.phones) - 1)
+        phones = clip.phones[at.astype(int)]
+    return Example(features, motion, phones, weight)
+
+
+def make_quiet(rng: np.random.Generator, seconds: float = 4.0) -> Example:
+    """Nobody speaks: mouth shut and at rest."""
+    features = extract(unspeech(seconds, rng))
+    steps = len(features) // FEATURES_PER_MOTION
+    rest = np.zeros((steps, len(SPEECH)), np.float32)
+    features = features[: steps * FEATURES_PER_MOTION].astype(np.float16)
+    return Example(features, rest, np.zeros(steps, np.uint8))
+
+
+def with_silence(example: Example, rng: np.random.Generator) -> Example:
+    """Cut digital silence into a copy of an example, from a random step to its end or for a while."""
+    steps = len(example.motion)
+    start = int(rng.integers(0, max(steps - 30, 1)))
+    stop = min(start + int(rng.integers(30, 150)), steps)
+    features, motion = example.features.copy(), example.motion.copy()
+    phones = example.phones.copy()
+    features[2 * start : 2 * stop] = SILENCE
+    # The mouth may take 120 ms to shut, and opens 80 ms ahead of the voice.
+    close = np.interp(np.arange(steps), [start, start + 6, stop - 4, stop], [1, 0, 0, 1])
+    motion *= close[:, None].astype(np.float32)
+    phones[start:stop] = 0
+    return Example(features, motion, phones, example.weight)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Arrays of one training step, batch on axis 0.
+
+    Attributes:
+        features: ``(B, T, 166)`` float32.
+        lookahead: ``(B, 4)`` float32 one-hot.
+        motion: ``(B, T, 9)`` float32, what to answer at each input step.
+        known: ``(B, T)`` float32 weight, 0 where there is nothing to learn.
+        phones: ``(B, T)`` int64, -100 where unknown.
+    """
+
+    features: np.ndarray
+    lookahead: np.ndarray
+    motion: np.ndarray
+    known: np.ndarray
+    phones: np.ndarray
+
+
+def batches(
+    pools: list[Pool], batch: int, steps: int, seed: int, start: int = 0
+) -> Iterator[Batch]:
+    """Endless batches; number ``k`` depends on ``seed`` and ``k`` alone, so a run can go on."""
+    shares = np.array([p.share for p in pools])
+    shares = shares / shares.sum()
+    index = start
+    while True:
+        rng = np.random.default_rng([seed, index])
+        rows = []
+        for which in rng.choice(len(pools), batch, p=shares):
+            pool = pools[which]
+            example = pool.examples[rng.integers(len(pool.examples))]
+            if rng.random() < 0.15:
+                example = with_silence(example, rng)
+            rows.append(window(example, steps, rng))
+        yield Batch(*(np.stack(column) for column in zip(*rows, strict=True)))
+        index += 1
+
+
+def window(
+    example: Example, steps: int, rng: np.random.Generator, lookahead: int | None = None
+) -> tuple[np.ndarray, ...]:
+    """A random stretch of an example, padded with silence, as one row of a ``Batch``."""
+    total = len(example.motion)
+    start = int(rng.integers(0, max(total - steps, 0) + 1))
+    choice = int(rng.choice(4, p=LOOKAHEAD_ODDS)) if lookahead is None else lookahead
+    behind = list(LOOKAHEAD_STEPS.values())[choice]
+    features = np.broadcast_to(SILENCE, (2 * steps, len(SILENCE))).copy()
+    part = example.features[2 * start : 2 * (start + steps)].astype(np.float32)
+    features[: len(part)] = warp_features(part, rng)
+    source = start + np.arange(steps) - behind
+    inside = (source >= 0) & (source < total)
+    source = np.clip(source, 0, total - 1)
+    motion = example.motion[source]
+    known = inside & np.isfinite(motion[:, 0])
+    phones = np.where(inside, example.phones[source], 255).astype(np.int64)
+    return (
+        features.reshape(steps, -1),
+        np.eye(4, dtype=np.float32)[choice],
+        np.nan_to_num(motion),
+        known.astype(np.float32) * np.float32(example.weight),
+        np.where(phones == 255, -100, phones),
+    )
+
+

@@ -1,0 +1,213 @@
+"""Train the motion net: pools from clips, steps with checkpoints, exact resume.
+
+Batch ``k`` depends on the seed and ``k`` alone and torch's generator is kept in the checkpoint, so a
+run that was stopped and one that was not end in the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from visavis.models.motion import SIZES, MotionNet
+from visavis.train.clips import Clip, is_held_out, load_corpus
+from visavis.train.data import Batch, Example, Pool, batches, make_example, make_quiet
+from visavis.train.losses import LossWeights, motion_loss
+from visavis.train.pseudo import fit_phone_motion, label
+from visavis.train.recipes import MotionRecipe
+
+Report = Callable[[str], None]
+
+
+@dataclass
+class Run:
+    """What a checkpoint holds."""
+
+    net: MotionNet
+    average: MotionNet
+    optimiser: torch.optim.Optimizer
+    step: int = 0
+
+
+def training_clips(folder: str | Path, corpora: tuple[str, ...]) -> list[Clip]:
+    """Clips of some corpora without the held-out tenth of ``grid_s1``."""
+    return [
+        clip
+        for corpus in corpora
+        for clip in load_corpus(folder, corpus)
+        if not (corpus == "grid_s1" and is_held_out(clip.name))
+    ]
+
+
+def build_pools(recipe: MotionRecipe, folder: str | Path, report: Report) -> list[Pool]:
+    """Read clips, fit the phone teacher where it is needed, draw the recording conditions."""
+    rng = np.random.default_rng(recipe.seed)
+    clips = {name: training_clips(folder, p.corpora) for name, p in recipe.pools.items()}
+    chatter = np.concatenate([c.pcm[:32000] for group in clips.values() for c in group[:8]])
+    chatter = chatter.astype(np.float64) / 32768
+    if any(p.pseudo for p in recipe.pools.values()):
+        filmed = training_clips(folder, recipe.teacher_corpora)
+        report(f"teacher: {len(filmed)} filmed clips")
+        teacher, talkers = fit_phone_motion(filmed, iterations=recipe.teacher_iterations)
+        styles = [talkers[t] for t in recipe.teacher_talkers] or [0]
+    pools = []
+    for name, p in recipe.pools.items():
+        group = clips[name][: p.limit or None]
+        if p.pseudo:
+            group = [label(teacher, [c], styles[i % len(styles)])[0] for i, c in enumerate(group)]
+        pool = Pool(name, p.share)
+        for clip in group:
+            pool.add(make_example(clip, rng, augment=False, weight=p.weight))
+            for _ in range(p.copies):
+                piece = np.roll(chatter, int(rng.integers(len(chatter))))
+                pool.add(make_example(clip, rng, chatter=piece, weight=p.weight))
+        report(f"pool {name}: {len(group)} clips, {len(pool.examples)} examples")
+        pools.append(pool)
+    quiet = Pool("quiet", recipe.quiet_share)
+    for _ in range(recipe.quiet):
+        quiet.add(make_quiet(rng))
+    return [p for p in [*pools, quiet] if p.examples and p.share > 0]
+
+
+def save_pools(pools: list[Pool], path: Path) -> None:
+    """Keep pools, so that a run that goes on need not draw them again."""
+    arrays = {}
+    for i, pool in enumerate(pools):
+        arrays[f"{i}.name"] = np.array(pool.name)
+        arrays[f"{i}.share"] = np.array(pool.share)
+        arrays[f"{i}.lengths"] = np.array([len(e.motion) for e in pool.examples])
+        arrays[f"{i}.weights"] = np.array([e.weight for e in pool.examples])
+        for key in ("features", "motion", "phones"):
+            arrays[f"{i}.{key}"] = np.concatenate([getattr(e, key) for e in pool.examples])
+    with path.with_suffix(".part").open("wb") as handle:
+        np.savez(handle, **arrays)
+    path.with_suffix(".part").replace(path)
+
+
+def load_pools(path: Path) -> list[Pool]:
+    """Take up pools of ``save_pools``."""
+    pools = []
+    with np.load(path) as file:
+        for i in range(sum(k.endswith(".name") for k in file.files)):
+            part = {k.partition(".")[2]: file[k] for k in file.files if k.startswith(f"{i}.")}
+            cuts = np.cumsum(part["lengths"])[:-1]
+            columns = (
+                np.split(part["features"], 2 * cuts), np.split(part["motion"], cuts),
+                np.split(part["phones"], cuts), part["weights"].tolist(),
+            )  # fmt: skip
+            examples = [Example(*row) for row in zip(*columns, strict=True)]
+            pools.append(Pool(str(part["name"]), float(part["share"]), examples))
+    return pools
+
+
+def start_run(recipe: MotionRecipe, pools: list[Pool]) -> Run:
+    """Fresh weights, scaled to the pools' motion."""
+    torch.manual_seed(recipe.seed)
+    net = MotionNet(SIZES[recipe.size])
+    motion = np.concatenate([e.motion for p in pools for e in p.examples if p.name != "quiet"])
+    motion = motion[np.isfinite(motion[:, 0])]
+    if len(motion):
+        net.mean[:] = torch.from_numpy(motion.mean(0))
+        net.scale[:] = torch.from_numpy(motion.std(0) + 1e-4)
+    average = MotionNet(SIZES[recipe.size])
+    average.load_state_dict(net.state_dict())
+    decay = [p for p in net.parameters() if p.ndim > 1]
+    plain = [p for p in net.parameters() if p.ndim <= 1]
+    optimiser = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        lr=recipe.learning_rate, betas=(0.9, 0.98),
+    )  # fmt: skip
+    return Run(net, average, optimiser)
+
+
+def save_run(run: Run, path: Path) -> None:
+    """Write a checkpoint; the one before stays whole until this one is."""
+    parts = {
+        "net": run.net.state_dict(),
+        "average": run.average.state_dict(),
+        "optimiser": run.optimiser.state_dict(),
+        "step": run.step,
+        "torch": torch.get_rng_state(),
+    }
+    torch.save(parts, path.with_suffix(".part"))
+    path.with_suffix(".part").replace(path)
+
+
+def load_run(run: Run, path: Path) -> Run:
+    """Take up a checkpoint of ``save_run``."""
+    parts = torch.load(path, weights_only=True)
+    run.net.load_state_dict(parts["net"])
+    run.average.load_state_dict(parts["average"])
+    run.optimiser.load_state_dict(parts["optimiser"])
+    run.step = parts["step"]
+    torch.set_rng_state(parts["torch"])
+    return run
+
+
+def learning_rate(recipe: MotionRecipe, step: int) -> float:
+    """A short linear start, then half a cosine down to 2 %."""
+    warm = min(1.0, (step + 1) / max(1, min(200, recipe.iterations // 10)))
+    return recipe.learning_rate * warm * (0.51 + 0.49 * math.cos(math.pi * step / recipe.iterations))
+
+
+def train_step(run: Run, batch: Batch, recipe: MotionRecipe) -> dict[str, float]:
+    """One update; the loss by terms."""
+    net = run.net.train()
+    for group in run.optimiser.param_groups:
+        group["lr"] = learning_rate(recipe, run.step)
+    features, lookahead, target, known, phones = (
+        torch.from_numpy(a)
+        for a in (batch.features, batch.lookahead, batch.motion, batch.known, batch.phones)
+    )
+    motion, logits, _ = net(features, lookahead, net.init_state(len(features)))
+    terms = motion_loss(
+        motion, logits, target, known, phones, net.scale, LossWeights(**recipe.loss)
+    )
+    run.optimiser.zero_grad()
+    sum(terms.values()).backward()
+    torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+    run.optimiser.step()
+    run.step += 1
+    share = 1.0 - min(recipe.average, (1 + run.step) / (10 + run.step))
+    with torch.no_grad():
+        pairs = zip(run.average.parameters(), net.parameters(), strict=True)
+        for kept, fresh in pairs:
+            kept.lerp_(fresh, share)
+    return {k: float(v) for k, v in terms.items()}
+
+
+def train(
+    recipe: MotionRecipe, pools: list[Pool], folder: str | Path, report: Report, stop: int = 0
+) -> Run:
+    """Run to the recipe's end (or to step ``stop``), going on from ``folder`` where a run is there."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / "run.pt"
+    run = start_run(recipe, pools)
+    if checkpoint.exists():
+        run = load_run(run, checkpoint)
+        report(f"resumed at step {run.step}")
+    began, first, sums = time.monotonic(), run.step, {}
+    source = batches(pools, recipe.batch, recipe.steps, recipe.seed, run.step)
+    end = min(stop or recipe.iterations, recipe.iterations)
+    while run.step < end:
+        for name, value in train_step(run, next(source), recipe).items():
+            sums[name] = sums.get(name, 0.0) + value
+        if run.step % recipe.checkpoint_every == 0 or run.step == end:
+            count = (run.step - 1) % recipe.checkpoint_every + 1
+            line = {k: round(v / count, 4) for k, v in sums.items()}
+            pace = (time.monotonic() - began) / max(run.step - first, 1)
+            line |= {"step": run.step, "seconds_per_step": round(pace, 3)}
+            with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
+                log.write(json.dumps(line) + "\n")
+            report(json.dumps(line))
+            sums = {}
+            save_run(run, checkpoint)
+    return run

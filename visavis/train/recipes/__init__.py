@@ -1,0 +1,70 @@
+"""Training recipes: TOML files, read into frozen configs that refuse unknown keys."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from visavis.errors import ConfigError
+
+FOLDER = Path(__file__).parent
+
+
+class PoolRecipe(BaseModel):
+    """One kind of clips and how much of each batch it fills."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    corpora: tuple[str, ...]
+    share: float
+    copies: int = 3  # recording conditions drawn per clip, besides the clean one
+    weight: float = 1.0  # of the motion loss
+    pseudo: bool = False  # motion comes from the phone teacher
+    limit: int = 0  # clips used, 0 for all
+
+
+class MotionRecipe(BaseModel):
+    """Everything a motion training needs to be done again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: str = "base"
+    seed: int = 0
+    iterations: int = 3000
+    batch: int = 16
+    steps: int = 150
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.02
+    average: float = 0.998  # decay of the averaged weights
+    checkpoint_every: int = 100
+    quiet: int = 60  # generated clips of nobody speaking
+    quiet_share: float = 0.1
+    teacher_iterations: int = 1500
+    teacher_corpora: tuple[str, ...] = ()
+    teacher_talkers: tuple[str, ...] = ()  # whose style labels speech in turn; empty: the average
+    loss: dict[str, float] = {}
+    pools: dict[str, PoolRecipe]
+
+
+def read_motion_recipe(name: str | Path) -> MotionRecipe:
+    """A recipe by the name of a shipped one or by path.
+
+    Raises:
+        ConfigError: no such file, not TOML, unknown or impossible keys.
+    """
+    path = Path(name)
+    if not path.suffix:
+        path = FOLDER / f"{name}.toml"
+    try:
+        return MotionRecipe(**tomllib.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as err:
+        known = ", ".join(sorted(p.stem for p in FOLDER.glob("motion*.toml")))
+        raise ConfigError(f"no recipe {name}; shipped ones are {known}, or give a path") from err
+    except tomllib.TOMLDecodeError as err:
+        raise ConfigError(f"{path} is not TOML: {err}") from err
+    except ValidationError as err:
+        first = err.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"{path}: {where}: {first['msg']}") from err
