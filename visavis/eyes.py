@@ -8,10 +8,10 @@ import numpy as np
 from visavis.avatar import Avatar
 from visavis.facemodel import EYEBALL_RADIUS, EYES
 from visavis.matte import diffuse
+from visavis.raster import opening_cover
 from visavis.types import CHANNEL
 
 SCALE = 2  # of the stored eye pictures against the frame
-SHIFT = 4  # sub-pixel bits of the polygon fill
 
 
 class EyePainter:
@@ -49,9 +49,9 @@ class _Eye:
         big = cv2.resize(piece, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC)
         local = (ring - low + 0.5) * SCALE - 0.5
         seen = np.zeros(big.shape[:2], np.uint8)
-        cv2.fillPoly(seen, [np.round(local * 2**SHIFT).astype(np.int32)], 1, cv2.LINE_8, SHIFT)
+        cv2.fillPoly(seen, [np.round(local * 16).astype(np.int32)], 1, cv2.LINE_8, 4)
         # the lash line belongs to the lids
-        rim = max(1, round(0.035 * width * SCALE))
+        rim = max(1, round(0.012 * width * SCALE))
         seen = cv2.erode(seen, np.ones((rim * 2 + 1, rim + 1), np.uint8))
         known = seen.astype(np.float32)
         if known.any():
@@ -73,7 +73,7 @@ class _Eye:
         high = np.minimum(np.ceil(ring.max(0)).astype(int) + 3, size)
         if (high <= low).any():
             return
-        cover = _cover(ring - low, high - low)
+        cover = opening_cover(ring - low, (int(high[1] - low[1]), int(high[0] - low[0])))
         back = _affine(face[self._anchor, :2], self._source[self._anchor])
         y, x = np.mgrid[low[1] : high[1], low[0] : high[0]].astype(np.float32)
         sx = back[0, 0] * x + back[0, 1] * y + back[0, 2]
@@ -94,15 +94,6 @@ class _Eye:
         area = frame[low[1] : high[1], low[0] : high[0]]
         cover = cover[..., None]
         area[:] = np.round(area * (1 - cover) + colour * cover).astype(np.uint8)
-
-
-def _cover(ring: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    """Anti-aliased share of each pixel inside the lids, ``(h, w)`` float32."""
-    mask = np.zeros((int(shape[1]), int(shape[0])), np.uint8)
-    cv2.fillPoly(mask, [np.round(ring * 2**SHIFT).astype(np.int32)], 255, cv2.LINE_AA, SHIFT)
-    soft = cv2.GaussianBlur(mask, (0, 0), 0.9).astype(np.float32) / 255
-    # stay inside the contour: lashes are drawn by the lids
-    return np.clip((soft - 0.35) / 0.6, 0, 1)
 
 
 def _lid_shadow(y: np.ndarray, ring: np.ndarray, opening: float) -> np.ndarray:

@@ -7,6 +7,7 @@ NumPy twins.
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 from numba import njit
 
@@ -94,3 +95,27 @@ def compose(warped: np.ndarray, base: np.ndarray, spans: np.ndarray, out: np.nda
                 under = (np.int32(base[y, x, c]) * rest + np.int32(127)) * np.int32(257)
                 value = np.int32(warped[y, x, c]) + ((under + np.int32(257)) >> np.int32(16))
                 out[y, x, c] = min(value, np.int32(255))
+
+
+def opening_cover(ring: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """How much of each pixel lies in an opening of the mesh (between lips or lids).
+
+    Nothing is drawn in the opening by the mesh itself, so pixels inside count whole; outside, the
+    cover fades over a pixel.
+
+    Args:
+        ring: ``(N, 2)`` outline in pixels.
+        shape: rows, columns.
+
+    Returns:
+        ``(h, w)`` float32 in 0..1.
+    """
+    bits = 4
+    outline = [np.round(ring * 2**bits).astype(np.int32)]
+    hard, soft = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+    cv2.fillPoly(hard, outline, 255, cv2.LINE_8, bits)
+    cv2.fillPoly(soft, outline, 255, cv2.LINE_AA, bits)
+    soft = cv2.GaussianBlur(soft, (0, 0), 0.7)
+    # a lone line of a shut opening is no opening
+    hard = cv2.min(hard, cv2.convertScaleAbs(soft, alpha=4.0, beta=-160))
+    return np.maximum(soft, hard).astype(np.float32) / 255

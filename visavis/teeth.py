@@ -15,7 +15,8 @@ import cv2
 import numpy as np
 
 from visavis.avatar import Avatar
-from visavis.facemodel import LIP_INNER, Pose, lip_gap
+from visavis.facemodel import LIP_INNER, LIP_LOWER, LIP_UPPER, Pose, lip_gap
+from visavis.raster import opening_cover
 from visavis.types import CHANNEL
 
 ASSETS = Path(__file__).parent / "assets"
@@ -25,6 +26,10 @@ CHIN = np.array([152, 148, 377, 199, 200, 175])
 UPPER_EDGE = np.array([0.0, 0.022, 0.10])
 LOWER_EDGE = np.array([0.0, 0.030, 0.11])
 TOOTH_LIGHT = 150.0  # cheek brightness at which the atlas is shown as it is
+LOWER_DIM = 0.72  # lower teeth and tongue lie in the shade of the upper ones
+SEAM_GAP = 0.02  # below this gap the line where the lips meet is drawn
+SEAM_UPPER = np.array([78, *LIP_UPPER, 308])
+SEAM_LOWER = np.array([78, *LIP_LOWER, 308])
 OWN_TEETH_GAP = 0.04  # a photo's mouth open this far shows teeth worth keeping
 SKIN = np.array([50, 280, 205, 425, 101, 330])
 
@@ -58,12 +63,14 @@ class TeethPainter:
         """
         gap = float(motion[CHANNEL["jaw_open"]])
         ring = face[LIP_INNER, :2]
+        if self._own is not None and gap < SEAM_GAP:
+            self._close_seam(frame, face, 1 - gap / SEAM_GAP)
         low = np.maximum(np.floor(ring.min(0)).astype(int) - 2, 0)
         high = np.minimum(np.ceil(ring.max(0)).astype(int) + 3, frame.shape[0])
         if gap <= 0 or (high <= low).any():
             return
         shape = (int(high[1] - low[1]), int(high[0] - low[0]))
-        cover = _cover(ring - low, shape)
+        cover = opening_cover(ring - low, shape)
         inside = np.empty((*shape, 3), np.float32)
         inside[:] = self._atlas["cavity"] * self._light
         jaw = pose.remove(face[CHIN]).mean(0) - self._chin
@@ -76,6 +83,22 @@ class TeethPainter:
         cover = cover[..., None]
         area[:] = np.round(area * (1 - cover) + inside * shade * cover).astype(np.uint8)
 
+    def _close_seam(self, frame: np.ndarray, face: np.ndarray, strength: float) -> None:
+        """Where a smiling photo's lips are shut, the rim of its teeth would shine between them."""
+        line = (face[SEAM_UPPER, :2] + face[SEAM_LOWER, :2]) / 2
+        low = np.maximum(np.floor(line.min(0)).astype(int) - 4, 0)
+        high = np.minimum(np.ceil(line.max(0)).astype(int) + 5, frame.shape[0])
+        if (high <= low).any():
+            return
+        area = frame[low[1] : high[1], low[0] : high[0]]
+        mask = np.zeros(area.shape[:2], np.uint8)
+        pixels = np.round((line - low) * 2**SHIFT).astype(np.int32)
+        cv2.polylines(mask, [pixels], False, 255, 2, cv2.LINE_AA, SHIFT)
+        cover = cv2.GaussianBlur(mask, (0, 0), 0.7).astype(np.float32)[..., None] / 255 * strength
+        # the darkest of the neighbourhood: the shadow line of lips that touch
+        dark = cv2.erode(area, np.ones((7, 5), np.uint8)).astype(np.float32) * 0.8
+        area[:] = np.round(area * (1 - cover) + dark * cover).astype(np.uint8)
+
     def _lay(
         self, inside: np.ndarray, layer: str, place: np.ndarray, pose: Pose, low: np.ndarray
     ) -> None:
@@ -87,7 +110,8 @@ class TeethPainter:
         warped = cv2.warpAffine(picture, matrix, size, flags=cv2.INTER_LINEAR)
         alpha = warped[..., 3:]
         inside *= 1 - alpha
-        inside += warped[..., :3] * self._light.astype(np.float32)
+        dim = LOWER_DIM if layer == "lower" else 1.0
+        inside += warped[..., :3] * (dim * self._light).astype(np.float32)
 
     def _lay_own(self, inside: np.ndarray, pose: Pose, low: np.ndarray) -> None:
         picture, place = self._own
@@ -107,7 +131,7 @@ def _own_teeth(avatar: Avatar) -> tuple[np.ndarray, dict] | None:
     ring = avatar.points[LIP_INNER, :2]
     low = np.maximum(np.floor(ring.min(0)).astype(int) - 3, 0)
     high = np.minimum(np.ceil(ring.max(0)).astype(int) + 4, avatar.size)
-    mask = _cover(ring - low, (int(high[1] - low[1]), int(high[0] - low[0])))
+    mask = opening_cover(ring - low, (int(high[1] - low[1]), int(high[0] - low[0])))
     soft = cv2.GaussianBlur(cv2.erode(mask, np.ones((3, 3))), (0, 0), 1.0)[..., None]
     colour = avatar.image[low[1] : high[1], low[0] : high[0]].astype(np.float32)
     picture = np.dstack([colour * soft, soft])
@@ -118,13 +142,9 @@ def _shade(cover: np.ndarray, unit: float, gap: float) -> np.ndarray:
     """Light inside the mouth, ``(h, w, 1)``: less near the lips, less in a small opening."""
     depth = cv2.GaussianBlur(cover, (0, 0), max(0.035 * unit, 0.5))
     open_share = np.clip(gap / 0.10, 0, 1)
-    return ((0.30 + 0.45 * open_share) + (0.25 + 0.05 * open_share) * depth)[..., None]
-
-
-def _cover(ring: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    mask = np.zeros(shape, np.uint8)
-    cv2.fillPoly(mask, [np.round(ring * 2**SHIFT).astype(np.int32)], 255, cv2.LINE_AA, SHIFT)
-    return cv2.GaussianBlur(mask, (0, 0), 0.8).astype(np.float32) / 255
+    shade = (0.34 + 0.41 * open_share) + (0.25 + 0.05 * open_share) * depth
+    # what little light comes in has passed lips and gums: it is warm
+    return shade[..., None] ** np.array([0.85, 1.05, 1.1], np.float32)
 
 
 def _affine(source: np.ndarray, target: np.ndarray) -> np.ndarray:
