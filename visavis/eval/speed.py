@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +135,6 @@ def lookahead_sweep(bench: Bench) -> list[dict[str, float]]:
         system = SystemUnderTest(
             "mesh", bench.system.motion_dir, milliseconds, bench.system.threads
         )
-        from dataclasses import replace
-
         pipe = open_pipeline(replace(bench, system=system), avatar)
         scores = []
         for clip in clips:
