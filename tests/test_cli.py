@@ -229,7 +229,7 @@ def test_bad_settings_and_sound_found_late(capsys, tmp_path, drawn_avatar):
     wav = write_wav(tmp_path / "good.wav", speech_like(0.3))
     out = tmp_path / "out.mp4"
     for arguments in ([zero, "-o", out], [wav, "-o", out, "--lookahead-ms", "7"]):
-        status, text, err = run(capsys, "render", drawn_avatar, *arguments)
+        status, text, err = run(capsys, "render", drawn_avatar, *arguments, *SMALL)
         assert (status, text, len(err)) == (2, "", 1)
     assert not out.exists()
 

@@ -78,9 +78,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # `visavis stream | head`: the reader has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 _received: list[int] = []  # signals; an exception raised inside a compiler's callback gets lost
@@ -386,14 +383,17 @@ def stream(
         raise ConfigError("stream writes raw frames to a terminal; expected a pipe or a file")
     config = _config(fps, size, tier, lookahead_ms, seed)
     avatar = pipeline.open_avatar(who, size)
-    for frame in pipeline.stream(avatar, _stdin_pcm(), config):
-        _stop_if_told()
-        if jpeg:
-            bgr = cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR)
-            sys.stdout.buffer.write(cv2.imencode(".jpg", bgr)[1].tobytes())
-        else:
-            sys.stdout.buffer.write(frame.image.tobytes())
-        sys.stdout.buffer.flush()
+    try:
+        for frame in pipeline.stream(avatar, _stdin_pcm(), config):
+            _stop_if_told()
+            data = frame.image.tobytes()
+            if jpeg:
+                bgr = cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR)
+                data = cv2.imencode(".jpg", bgr)[1].tobytes()
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+    except BrokenPipeError:  # `visavis stream | head`: the reader has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _stdin_pcm() -> Iterator:
