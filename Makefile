@@ -6,18 +6,20 @@ TEST_EXTRAS ?= test,train
 # pip of the machine installs into the venv, so a Python without ensurepip works too.
 PIP_INSTALL := $(PYTHON) -m pip --python $(BIN)/python install --quiet -c ci/constraints.txt
 
+LINT := $(BIN)/ruff check visavis tests benchmarks tools examples
+
 .PHONY: demo test lint clean
 
 demo: $(VENV)/.base
 	$(BIN)/visavis demo -o demo.mp4
 	@echo "wrote $(CURDIR)/demo.mp4"
 
-# The summary line of pytest stays the last line.
-test: $(VENV)/.test lint
-	$(BIN)/python -m pytest
+# Both are run, either fails it; the summary line of pytest stays the last line.
+test: $(VENV)/.test
+	@$(LINT); lint=$$?; $(BIN)/python -m pytest; tests=$$?; exit $$((tests ? tests : lint))
 
 lint: $(VENV)/.test
-	$(BIN)/ruff check visavis tests benchmarks tools
+	$(LINT)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit("visavis needs Python 3.11 or newer, this is %d.%d: make PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
