@@ -6,7 +6,7 @@ TEST_EXTRAS ?= test,train
 # pip of the machine installs into the venv, so a Python without ensurepip works too.
 PIP_INSTALL := $(PYTHON) -m pip --python $(BIN)/python install --quiet -c ci/constraints.txt
 
-LINT := $(BIN)/ruff check visavis tests benchmarks tools examples
+LINT := $(BIN)/ruff check .
 
 .PHONY: demo test lint clean
 
