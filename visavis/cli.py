@@ -22,12 +22,13 @@ from rich.console import Console
 from typer.exceptions import TyperException
 
 from visavis import cli_train
-from visavis.errors import ConfigError, FaceError, InputError, OutputError, VisavisError
+from visavis.errors import ConfigError, InputError, OutputError, VisavisError
 from visavis.eval.cli import app as eval_app
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from visavis.facemesh import FaceMesh
     from visavis.pipeline import PipelineConfig, RenderReport
     from visavis.types import Motion
     from visavis.video import VideoInfo
@@ -165,25 +166,15 @@ def _check_output(path: Path, *inputs: Path) -> None:
         raise OutputError(f"folder {path.parent} cannot be written: choose another")
 
 
-def _frame_with_face(path: Path) -> np.ndarray:
-    """The first of a film's frames, two a second, that shows a face to animate."""
-    from visavis.avatar import create_avatar
+def _frame_with_face(path: Path, mesh: FaceMesh) -> np.ndarray:
+    """The best photo a film holds."""
+    from visavis.photo import photo_of_film
     from visavis.video import read_video
 
-    last, refused = -1.0, None
-    for _, time, image in read_video(path, on_warning=_warn):
-        if time >= last + 0.5:
-            last = float(time)
-            try:
-                create_avatar(image)
-            except FaceError as error:
-                refused = error
-            else:
-                _warn(f"{path}: one frame is used, at {last:.1f} s")
-                return image
-        if last > 30:
-            break
-    raise FaceError(f"{path}: no frame of the first 30 s will do; the last one: {refused}")
+    frames = ((float(time), image) for _, time, image in read_video(path, on_warning=_warn))
+    image, at = photo_of_film(frames, mesh)
+    _warn(f"{path}: one frame is used, at {at:.1f} s")
+    return image
 
 
 # --- commands ------------------------------------------------------------------------------------
@@ -217,11 +208,18 @@ def create(
 ) -> None:
     """Make an avatar from a photo."""
     from visavis.avatar import create_avatar
+    from visavis.facemesh import FaceMesh
 
     _check_output(output, source)
-    photo = _frame_with_face(source) if source.suffix.lower() in FILM_SUFFIXES else source
+    mesh = FaceMesh.open()
+    is_film = source.suffix.lower() in FILM_SUFFIXES
     avatar = create_avatar(
-        photo, size=size, name=name or source.stem, source_licence=licence, consent=consent
+        _frame_with_face(source, mesh) if is_film else source,
+        size=size,
+        mesh=mesh,
+        name=name or source.stem,
+        source_licence=licence,
+        consent=consent,
     )
     avatar.save(output)
     facts = {"output": str(output), "size": avatar.size, "bytes": output.stat().st_size}

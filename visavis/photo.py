@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from visavis.errors import FaceError, ImageError
-from visavis.facemesh import FaceObservation
-from visavis.facemodel import fit_pose, load_face_model
+from visavis.facemesh import FaceMesh, FaceObservation
+from visavis.facemodel import fit_pose, load_face_model, measure
+from visavis.types import CHANNEL
 
 MAX_FILE_BYTES = 80 << 20
 MAX_SIDE = 12_000
@@ -62,6 +64,58 @@ def read_photo(photo: str | Path | np.ndarray) -> tuple[np.ndarray, str]:
         )
     _check_size(*declared, str(path))
     return _decode(data, path), hashlib.sha256(data).hexdigest()
+
+
+def photo_of_film(
+    frames: Iterable[tuple[float, np.ndarray]], mesh: FaceMesh, seconds: float = 60.0
+) -> tuple[np.ndarray, float]:
+    """The frame of a film that makes the best photo: frontal, eyes open, mouth shut, sharp.
+
+    Args:
+        frames: pairs of time in seconds and ``(H, W, 3)`` uint8 RGB; two a second are looked at.
+        mesh: the tracker.
+        seconds: how much of the film is looked at.
+
+    Returns:
+        ``(H, W, 3)`` uint8 RGB and its time in seconds.
+
+    Raises:
+        FaceError: no frame shows a face that can be animated; the message has the last reason.
+    """
+    template = load_face_model().template
+    best: tuple[float, np.ndarray, float] | None = None
+    next_look, reason = 0.0, "it has no frame"
+    for time, image in frames:
+        if time > seconds:
+            break
+        if time < next_look:
+            continue
+        next_look = time + 0.5
+        try:
+            face = check_face(image, mesh.find(image))
+        except FaceError as err:
+            reason = str(err)
+            continue
+        cost = _photo_cost(image, face.points, template)
+        if best is None or cost < best[0]:
+            best = (cost, image, float(time))
+    if best is None:
+        raise FaceError(f"no frame of the film will do as a photo: {reason}")
+    return best[1], best[2]
+
+
+def _photo_cost(image: np.ndarray, points: np.ndarray, template: np.ndarray) -> float:
+    pose = fit_pose(points, template)
+    values = measure(pose.remove(points)[None], template)[0]
+    pitch, yaw, _ = pose.angles
+    blink = max(values[CHANNEL["eye_blink_left"]], values[CHANNEL["eye_blink_right"]], 0.0)
+    low, high = (np.clip(f(points[:, :2], axis=0), 0, None).astype(int) for f in (np.min, np.max))
+    face = cv2.cvtColor(image[low[1] : high[1], low[0] : high[0]], cv2.COLOR_RGB2GRAY)
+    # sharpness relative to contrast, of a face brought to one size
+    face = cv2.resize(face, (128, 160), interpolation=cv2.INTER_AREA).astype(np.float32)
+    sharp = float(cv2.Laplacian(face, cv2.CV_32F).std() / max(face.std(), 1.0))
+    turned = (abs(yaw) + abs(pitch)) / 20
+    return turned + 4 * float(values[CHANNEL["jaw_open"]]) + 1.5 * float(blink) - sharp
 
 
 def declared_size(data: bytes) -> tuple[int, int] | None:

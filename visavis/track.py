@@ -185,8 +185,7 @@ def track_video(
     """
     from visavis.video import read_video
 
-    info, frames = read_video(path)
-    stream = ((float(pts), image) for _, pts, image in frames)
+    stream = ((float(time), image) for _, time, image in read_video(path))
     track = track_points(stream, mesh or FaceMesh.open(), progress)
     values = resample(motion_of_track(track), track.times - track.times[0])
     meta = {"source": Path(path).name, "frames": len(track.times), "seen": int(track.seen.sum())}
