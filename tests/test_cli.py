@@ -224,6 +224,19 @@ def test_render(capsys, tmp_path, drawn_avatar, suffix):
 
 
 @NEEDS_NET
+def test_demo(capsys, tmp_path):
+    out = tmp_path / "demo.mp4"
+    status, text, err = run(
+        capsys, "demo", "-o", out, "--size", "256", "--tier", "mesh", "--fps", "5"
+    )
+    assert (status, err) == (0, [])
+    assert str(out) in text
+    info = probe_video(out)
+    assert info.has_sound
+    assert 12 < info.duration < 14
+
+
+@NEEDS_NET
 def test_bad_settings_and_sound_found_late(capsys, tmp_path, drawn_avatar):
     zero = write_wav(tmp_path / "zero.wav", np.zeros(0))
     wav = write_wav(tmp_path / "good.wav", speech_like(0.3))
