@@ -2,8 +2,8 @@
 
 Run: ``python benchmarks/closures.py CLIPS WORDS.tsv [--model DIR]``; CLIPS is the output folder of
 ``visavis prepare``, WORDS the word times of ``grid_s1``. Only the tenth held out by name counts.
-The bar: at least 80 %. ``open_kept`` is the reverse: of the steps well open in the film (above 0.06),
-how many are open (above 0.02) here; a mouth that never opens would pass the first figure.
+The bar: at least 80 %. ``open_kept`` is the reverse: of the steps well open in the film (above
+0.06), how many are open (above 0.02) here; a mouth that never opens would pass the first figure.
 """
 
 from __future__ import annotations

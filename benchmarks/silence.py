@@ -1,4 +1,4 @@
-"""What the face does when nobody speaks: 20 s of digital silence and of -60 dB noise. One JSON line.
+"""The face when nobody speaks: 20 s of digital silence and of -60 dB noise. One JSON line.
 
 Run: ``python benchmarks/silence.py [--model DIR] [--seeds 8]``. The bars: lip opening stands still
 (standard deviation at most 0.004 eye distances), 4 to 12 blinks, the head never frozen for 2 s,
@@ -62,7 +62,9 @@ def main() -> None:
     n = SECONDS * SAMPLE_RATE
     noise = np.random.default_rng(0).standard_normal((options.seeds, n)) * 1e-3
     sounds = {"silence": np.zeros((options.seeds, n)), "noise_-60_db": noise}
-    result: dict = {k: judge(perform(v.astype(np.float32), options.model)) for k, v in sounds.items()}
+    result: dict = {
+        k: judge(perform(v.astype(np.float32), options.model)) for k, v in sounds.items()
+    }
     result["ok"] = all(
         r["lip_opening_sd"] <= 0.004
         and r["blinks"][0] >= 4

@@ -89,7 +89,9 @@ def test_the_mouth_is_shut_and_still_200_ms_after_the_voice():
 def test_blinks_pass_unsmoothed():
     motion = np.zeros((1, 20, N_CHANNELS), np.float32)
     motion[0, 10, BLINK] = 0.8
-    np.testing.assert_allclose(drain(Smoother(), motion)[0, :, BLINK], motion[0, :, BLINK], atol=1e-6)
+    np.testing.assert_allclose(
+        drain(Smoother(), motion)[0, :, BLINK], motion[0, :, BLINK], atol=1e-6
+    )
 
 
 def test_jitter_is_reduced_and_speech_is_not():

@@ -109,7 +109,9 @@ class FeatureExtractor:
             return np.zeros((batch, 0, N_FEATURES), np.float32)
         return self.step(state, np.zeros((batch, FEATURE_HOP - count), np.float32))[1]
 
-    def _features(self, pcm: np.ndarray, n: int, level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _features(
+        self, pcm: np.ndarray, n: int, level: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         batch = len(pcm)
         if n == 0:
             return np.zeros((batch, 0, N_FEATURES), np.float32), level
@@ -148,7 +150,11 @@ class FeatureExtractor:
         # The added power makes faint sound (below about -65 dB) count as unvoiced.
         scale = correlation[..., :1] + 3e-7 * np.square(self._pitch_window).sum()
         span = np.arange(lags[0] - 1, lags[-1] + 2)
-        values = correlation[..., span] / scale * (self._window_correlation[0] / self._window_correlation[span])
+        values = (
+            correlation[..., span]
+            / scale
+            * (self._window_correlation[0] / self._window_correlation[span])
+        )
         inner = values[..., 1:-1]
         peak = (inner >= values[..., :-2]) & (inner > values[..., 2:])
         score = np.where(peak, inner - 0.03 * np.log2(lags / lags[0]), -1.0)

@@ -211,7 +211,9 @@ class Idle:
         voiced = np.all(f0 != 0.0, axis=1)
         f0 = f0.mean(axis=1)
         accent = np.where(voiced, f0 - state["idle/pitch"], 0.0)
-        state["idle/pitch"] = state["idle/pitch"] + np.where(voiced, 0.01, 0.0) * (f0 - state["idle/pitch"])
+        state["idle/pitch"] = state["idle/pitch"] + np.where(voiced, 0.01, 0.0) * (
+            f0 - state["idle/pitch"]
+        )
         return np.where(fires, np.clip(rise, 0.0, 1.2), 0.0), np.clip(accent, 0.0, 0.8)
 
     def _head(self, state: State, u: np.ndarray, onset: np.ndarray) -> np.ndarray:
@@ -224,7 +226,9 @@ class Idle:
         moves = u[:, _SHIFT_WHEN] < c.shift_rate * (0.3 + 0.7 * state["idle/activity"]) * _DT
         fresh = np.clip(_normal(u[:, _SHIFT : _SHIFT + 6]), -2.5, 2.5)
         state["idle/posture"] = np.where(moves[:, None], fresh, state["idle/posture"])
-        target = width[:, None] * self._sd * (0.55 * state["idle/drift"] + 0.8 * state["idle/posture"])
+        target = (
+            width[:, None] * self._sd * (0.55 * state["idle/drift"] + 0.8 * state["idle/posture"])
+        )
         target[:, 1] += 0.15 * state["idle/gaze_target"][:, 0]
         _spring(state, "idle/head", "idle/head_speed", target, 5.0)
         keep = np.exp(-_DT / 0.4)
@@ -257,7 +261,9 @@ class Idle:
         blinks = jump & (size > 5.0) & (d < 0.35) & (state["idle/blink_age"] > 1.2)
         state["idle/blink_wait"] = np.where(blinks, 0.0, state["idle/blink_wait"])
         # A saccade of a few degrees lasts 30 to 40 ms: nearly all of it within two steps.
-        state["idle/gaze"] = state["idle/gaze"] + 0.72 * (state["idle/gaze_target"] - state["idle/gaze"])
+        state["idle/gaze"] = state["idle/gaze"] + 0.72 * (
+            state["idle/gaze_target"] - state["idle/gaze"]
+        )
         follow = c.gaze_follow * head[:, [1, 0]]
         tremor = 0.06 * noise
         return np.clip(state["idle/gaze"] - follow + tremor, [-13.0, -10.0], [13.0, 10.0])
@@ -282,14 +288,16 @@ class Idle:
             age = state["idle/blink_age"] - delay
             down = np.clip(age / closing, 0.0, 1.0)
             up = np.clip((age - closing - 0.02) / opening, 0.0, 1.0)
-            lids.append(amplitude * (_ease(down) - _ease(up ** 0.8)))
+            lids.append(amplitude * (_ease(down) - _ease(up**0.8)))
         return np.stack(lids, axis=1)
 
     def _brow(self, state: State, accent: np.ndarray) -> None:
         """Brows follow pitch accents, rising faster than they fall."""
         goal = self.config.brow * accent
         rate = np.where(goal > state["idle/brow_target"], 0.25, 0.03)
-        state["idle/brow_target"] = state["idle/brow_target"] + rate * (goal - state["idle/brow_target"])
+        state["idle/brow_target"] = state["idle/brow_target"] + rate * (
+            goal - state["idle/brow_target"]
+        )
         _spring(state, "idle/brow", "idle/brow_speed", state["idle/brow_target"], 10.0)
 
     def _breathe(self, state: State, u: np.ndarray, head: np.ndarray, out: np.ndarray) -> None:

@@ -1,8 +1,8 @@
 """Features to speech motion: a small causal net, run step by step at 50 Hz.
 
 Input step ``j`` is features ``2j`` and ``2j + 1``. At 80 ms look-ahead it answers for motion step
-``j - 3``, so motion step ``m`` has heard samples before ``320 (m + 4)``: the 80 ms include everything.
-At 0 ms step ``m`` is computed from input step ``m - 1`` and given out with input step ``m``.
+``j - 3``, so motion step ``m`` has heard samples before ``320 (m + 4)``: the 80 ms include all of
+it. At 0 ms step ``m`` is computed from input step ``m - 1`` and given out with input step ``m``.
 """
 
 from __future__ import annotations

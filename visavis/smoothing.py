@@ -50,7 +50,7 @@ class SmootherConfig:
 
 
 def soft_limit(values: np.ndarray, knee: float = 0.9) -> np.ndarray:
-    """Hold ``(..., 21)`` inside ``types.RANGES``: linear up to the knee, then bending, never over."""
+    """Hold ``(..., 21)`` inside ``types.RANGES``: linear to the knee, then bending, never over."""
     middle = 0.5 * (RANGE_LOW + RANGE_HIGH)
     half = 0.5 * (RANGE_HIGH - RANGE_LOW)
     x = (values - middle) / half
@@ -125,9 +125,7 @@ class Smoother:
         # A dip to shut lips is speech, not noise: it goes through whole.
         jaw = h[:, _JAW]
         dip = (jaw < c.closure_open) & (jaw <= b[:, _JAW] + 1e-9) & (jaw <= a[:, _JAW] + 1e-9)
-        filtered[:, _JAW] = np.where(
-            dip, np.minimum(filtered[:, _JAW], jaw), filtered[:, _JAW]
-        )
+        filtered[:, _JAW] = np.where(dip, np.minimum(filtered[:, _JAW], jaw), filtered[:, _JAW])
         state["smoothing/filtered"], state["smoothing/speed"] = filtered, speed
         out = here.copy()
         out[:, _SPEECH] = self._gate(state, filtered, speed)[:, None] * filtered

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 LOOKAHEAD_STEPS = {0: -1, 40: 1, 80: 3, 160: 7}
-"""Look-ahead in ms -> steps the answer lies behind the input (-1: one ahead, so no future sound)."""
+"""Look-ahead in ms -> steps the answer lies behind the input (-1: ahead, so no future sound)."""
 
 
 @dataclass(frozen=True)

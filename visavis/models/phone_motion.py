@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+
 class PhoneMotion(nn.Module):
     """Phones ``(B, T)`` and loudness ``(B, T, 2)`` to speech motion ``(B, T, 9)`` at 50 Hz.
 

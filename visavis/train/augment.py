@@ -28,7 +28,7 @@ def noise(n: int, rng: np.random.Generator, slope: float) -> np.ndarray:
 
 
 def room(pcm: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Exponentially decaying noise as an impulse response, 0.1 to 0.5 s, behind the direct sound."""
+    """Exponentially decaying noise as an impulse response, 0.1 to 0.5 s, after the direct sound."""
     decay = rng.uniform(0.1, 0.5)
     n = int(decay * SAMPLE_RATE)
     tail = rng.standard_normal(n) * 10.0 ** (-3.0 * np.arange(n) / n)
@@ -89,7 +89,9 @@ def unspeech(seconds: float, rng: np.random.Generator) -> np.ndarray:
         hum = sum(np.sin(2 * np.pi * 50 * k * t) / k for k in (1, 2, 3, 5))
         x = floor + hum * 10 ** (rng.uniform(-60, -35) / 20)
     elif kind == 3:  # breath: slow swells of soft noise
-        swell = np.maximum(np.sin(2 * np.pi * rng.uniform(0.2, 0.4) * t + rng.uniform(0, 6)), 0) ** 2
+        swell = (
+            np.maximum(np.sin(2 * np.pi * rng.uniform(0.2, 0.4) * t + rng.uniform(0, 6)), 0) ** 2
+        )
         x = floor + swell * noise(n, rng, 0.3) * 10 ** (rng.uniform(-60, -40) / 20)
     elif kind == 4:  # knocks and clicks
         x = floor.copy()

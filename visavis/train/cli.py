@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-
 from visavis.errors import ConfigError, InputError
 
 Report = Callable[[str], None]
@@ -55,7 +54,7 @@ def prepare(
     config = job.CorpusConfig(
         name or directory.name,
         talker,
-        json.loads(Path(offsets).read_text(encoding="utf-8")) if offsets else {},
+        _offsets(Path(offsets), name or directory.name) if offsets else {},
         _words(Path(words)) if words else {},
     )
 
@@ -110,7 +109,9 @@ def train_motion(
     return folder / "run.pt"
 
 
-def export_motion_run(run: str | Path, out: str | Path, card: str = "", facts: dict | None = None) -> Path:
+def export_motion_run(
+    run: str | Path, out: str | Path, card: str = "", facts: dict | None = None
+) -> Path:
     """The averaged weights of a run to a model folder.
 
     Raises:
@@ -122,7 +123,7 @@ def export_motion_run(run: str | Path, out: str | Path, card: str = "", facts: d
     return export_motion(net, out, card, facts)
 
 
-def load_average(run: str | Path):  # noqa: ANN201 - visavis.models.motion.MotionNet
+def load_average(run: str | Path):
     """The averaged weights of a run, in evaluation mode."""
     import torch
 
@@ -137,6 +138,12 @@ def load_average(run: str | Path):  # noqa: ANN201 - visavis.models.motion.Motio
     return net.eval()
 
 
+def _offsets(path: Path, corpus: str) -> dict[str, float]:
+    """Clip -> ms, also from a file that holds several corpora by name."""
+    table = json.loads(path.read_text(encoding="utf-8"))
+    return table.get(corpus, {}) if any(isinstance(v, dict) for v in table.values()) else table
+
+
 def _words(path: Path) -> dict[str, str]:
     """Text by clip from a TSV with columns clip and word, or from JSON."""
     if path.suffix == ".json":
@@ -148,5 +155,3 @@ def _words(path: Path) -> dict[str, str]:
         if row[head["word"]] not in ("sil", "sp"):
             texts.setdefault(row[head["clip"]], []).append(row[head["word"]])
     return {clip: " ".join(words) for clip, words in texts.items()}
-
-

@@ -1,4 +1,4 @@
-"""Clips to batches: features computed ahead under several recording conditions, windows at random."""
+"""Clips to batches: features drawn ahead under several recording conditions, windows at random."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def make_quiet(rng: np.random.Generator, seconds: float = 4.0) -> Example:
 
 
 def with_silence(example: Example, rng: np.random.Generator) -> Example:
-    """Cut digital silence into a copy of an example, from a random step to its end or for a while."""
+    """Cut digital silence into a copy of an example, from a random step to its end or a while."""
     steps = len(example.motion)
     start = int(rng.integers(0, max(steps - 30, 1)))
     stop = min(start + int(rng.integers(30, 150)), steps)
@@ -169,5 +169,3 @@ def window(
         known.astype(np.float32) * np.float32(example.weight),
         np.where(phones == 255, -100, phones),
     )
-
-

@@ -61,9 +61,7 @@ def score(answer: np.ndarray, tracked: np.ndarray) -> dict[str, float]:
         "rounding": correlation(
             answer[:, CHANNEL["lip_rounding"]], tracked[:, CHANNEL["lip_rounding"]]
         ),
-        "jaw": correlation(
-            answer[:, CHANNEL["jaw_rotation"]], tracked[:, CHANNEL["jaw_rotation"]]
-        ),
+        "jaw": correlation(answer[:, CHANNEL["jaw_rotation"]], tracked[:, CHANNEL["jaw_rotation"]]),
         "amplitude": float(answer[:, jaw].std() / (tracked[:, jaw].std() + 1e-6)),
         "jitter": float(second[0] / (second[1] + 1e-9)),
     }

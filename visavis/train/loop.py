@@ -1,7 +1,7 @@
 """Train the motion net: pools from clips, steps with checkpoints, exact resume.
 
-Batch ``k`` depends on the seed and ``k`` alone and torch's generator is kept in the checkpoint, so a
-run that was stopped and one that was not end in the same weights.
+Batch ``k`` depends on the seed and ``k`` alone and torch's generator is kept in the checkpoint, so
+a run that was stopped and one that was not end in the same weights.
 """
 
 from __future__ import annotations
@@ -120,10 +120,11 @@ def start_run(recipe: MotionRecipe, pools: list[Pool]) -> Run:
     average.load_state_dict(net.state_dict())
     decay = [p for p in net.parameters() if p.ndim > 1]
     plain = [p for p in net.parameters() if p.ndim <= 1]
-    optimiser = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=recipe.learning_rate, betas=(0.9, 0.98),
-    )  # fmt: skip
+    groups = [
+        {"params": decay, "weight_decay": recipe.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
     return Run(net, average, optimiser)
 
 
@@ -154,7 +155,9 @@ def load_run(run: Run, path: Path) -> Run:
 def learning_rate(recipe: MotionRecipe, step: int) -> float:
     """A short linear start, then half a cosine down to 2 %."""
     warm = min(1.0, (step + 1) / max(1, min(200, recipe.iterations // 10)))
-    return recipe.learning_rate * warm * (0.51 + 0.49 * math.cos(math.pi * step / recipe.iterations))
+    return (
+        recipe.learning_rate * warm * (0.51 + 0.49 * math.cos(math.pi * step / recipe.iterations))
+    )
 
 
 def train_step(run: Run, batch: Batch, recipe: MotionRecipe) -> dict[str, float]:
@@ -180,13 +183,13 @@ def train_step(run: Run, batch: Batch, recipe: MotionRecipe) -> dict[str, float]
         pairs = zip(run.average.parameters(), net.parameters(), strict=True)
         for kept, fresh in pairs:
             kept.lerp_(fresh, share)
-    return {k: float(v) for k, v in terms.items()}
+    return {k: float(v.detach()) for k, v in terms.items()}
 
 
 def train(
     recipe: MotionRecipe, pools: list[Pool], folder: str | Path, report: Report, stop: int = 0
 ) -> Run:
-    """Run to the recipe's end (or to step ``stop``), going on from ``folder`` where a run is there."""
+    """Run to the recipe's end (or to ``stop``), going on from ``folder`` where a run is there."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "run.pt"

@@ -29,7 +29,12 @@ class LossWeights:
 
 
 def motion_loss(
-    motion: Tensor, logits: Tensor, target: Tensor, known: Tensor, phones: Tensor, scale: Tensor,
+    motion: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    known: Tensor,
+    phones: Tensor,
+    scale: Tensor,
     weights: LossWeights,
 ) -> dict[str, Tensor]:
     """The terms, weighted; their sum is the loss.
@@ -47,7 +52,7 @@ def motion_loss(
     error = (motion - target) / scale
 
     def mean(value: Tensor, weight: Tensor) -> Tensor:
-        per_step = (F.smooth_l1_loss(value, torch.zeros_like(value), reduction="none") * importance)
+        per_step = F.smooth_l1_loss(value, torch.zeros_like(value), reduction="none") * importance
         return (per_step.sum(-1) * weight).sum() / weight.sum().clamp(min=1.0)
 
     pair = torch.minimum(known[:, 1:], known[:, :-1])

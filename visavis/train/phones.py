@@ -127,7 +127,7 @@ class Aligner:
         ]
 
 
-def _run(decoder, pcm: np.ndarray) -> None:  # noqa: ANN001 - pocketsphinx.Decoder
+def _run(decoder, pcm: np.ndarray) -> None:
     decoder.start_utt()
     decoder.process_raw(pcm.astype(np.int16).tobytes(), full_utt=True)
     decoder.end_utt()
@@ -137,11 +137,10 @@ def flite_speech(text: str, voice: str, stretch: float = 1.0) -> tuple[np.ndarra
     """Speak ``text`` with the program flite: ``(n,)`` int16 at 16 kHz and its own phone times."""
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "speech.wav")
+        command = ["flite", "-voice", voice, "--setf", f"duration_stretch={stretch}", "-psdur"]
         done = subprocess.run(
-            ["flite", "-voice", voice, "--setf", f"duration_stretch={stretch}", "-psdur"]
-            + ["-t", text, "-o", path],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
+            [*command, "-t", text, "-o", path], capture_output=True, text=True, check=True
+        )
         with wave.open(path) as reader:
             rate = reader.getframerate()
             pcm = np.frombuffer(reader.readframes(reader.getnframes()), np.int16)

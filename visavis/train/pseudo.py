@@ -18,7 +18,7 @@ _JAW = CHANNEL["jaw_open"]
 
 
 def loudness(pcm: np.ndarray, steps: int) -> np.ndarray:
-    """Energy of each 20 ms against the clip's loud parts, and its change: ``(steps, 2)`` float32."""
+    """Energy of each 20 ms against the clip's loud parts, and its change: ``(steps, 2)``."""
     x = np.zeros(steps * MOTION_HOP)
     x[: min(len(pcm), len(x))] = pcm[: len(x)] / 32768.0
     db = 10 * np.log10(np.mean(x.reshape(steps, -1) ** 2, axis=1) + 1e-9)
@@ -51,7 +51,9 @@ def fit_phone_motion(
     rows = []
     for c in clips:
         n = min(c.steps, len(c.motion))
-        rows.append((phone_steps(c, n), loudness(c.pcm, n), c.motion[:n, SPEECH], talkers[c.talker]))
+        rows.append(
+            (phone_steps(c, n), loudness(c.pcm, n), c.motion[:n, SPEECH], talkers[c.talker])
+        )
     # Every talker counts, the one with hundreds of clips not a hundred times more.
     count = {t: sum(r[3] == t for r in rows) for t in talkers.values()}
     odds = np.array([count[r[3]] ** -0.6 for r in rows])
@@ -62,7 +64,9 @@ def fit_phone_motion(
     for _ in range(iterations):
         picked = [rows[i] for i in rng.choice(len(rows), batch, p=odds)]
         columns = [_cut(r, steps, rng) for r in picked]
-        phones, loud, motion, known = (torch.from_numpy(np.stack(c)) for c in zip(*columns, strict=True))
+        phones, loud, motion, known = (
+            torch.from_numpy(np.stack(c)) for c in zip(*columns, strict=True)
+        )
         who = torch.tensor([0 if rng.random() < 0.5 else r[3] for r in picked])
         answer = net(phones, loud, who)
         ignored = torch.full(known.shape, -100)
