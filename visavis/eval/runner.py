@@ -132,10 +132,10 @@ def jobs_of(bench: Bench) -> list[Job]:
     jobs = []
     for split in bench.protocol.splits:
         if split.kind == "drive":
-            photos = select(split.model_copy(update={"tenth": False}), bench.data, split.photos)
-            sounds = select(
-                split.model_copy(update={"pick": [], "tenth": False}), bench.data, split.sounds
-            )
+            photos = select(split, bench.data, split.photos)
+            plain = {"pick": [], "tenth": False, "stride": 1, "limit": 0}
+            sounds = select(split.model_copy(update=plain), bench.data, split.sounds)
+            sounds = sounds[:: max(1, len(sounds) // (len(photos) + 1))]  # one to spare, to shuffle
             for k, photo in enumerate(photos):
                 sound, other = sounds[k % len(sounds)], sounds[(k + 1) % len(sounds)]
                 jobs.append(Job(split, photo.stem, photo=photo, sound=sound, other=other))

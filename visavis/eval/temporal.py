@@ -127,10 +127,12 @@ def flicker(frames: Frames, static: np.ndarray) -> float:
     """
     if len(frames) < 2 or not static.any():
         return float("nan")
-    steps = [
-        np.abs(frames[t][static].astype(np.int16) - frames[t - 1][static]).mean()
-        for t in range(1, len(frames))
-    ]
+    where, steps = np.flatnonzero(static), []
+    last = frames[0].reshape(-1, 3)[where].astype(np.int16)
+    for frame in frames[1:]:
+        now = frame.reshape(-1, 3)[where].astype(np.int16)
+        steps.append(np.abs(now - last).mean())
+        last = now
     return float(np.mean(steps))
 
 
