@@ -24,9 +24,9 @@ SHIFT = 4  # sub-pixel bits of the polygon fill
 CHIN = np.array([152, 148, 377, 199, 200, 175])
 # Where the incisal edges sit behind shut lips, eye distances from the inner upper lip's middle.
 UPPER_EDGE = np.array([0.0, 0.022, 0.10])
-LOWER_EDGE = np.array([0.0, 0.030, 0.11])
+LOWER_EDGE = np.array([0.0, 0.052, 0.12])
 TOOTH_LIGHT = 150.0  # cheek brightness at which the atlas is shown as it is
-LOWER_DIM = 0.72  # lower teeth and tongue lie in the shade of the upper ones
+LOWER_DIM = 0.66  # lower teeth and tongue lie in the shade of the upper ones
 SEAM_GAP = 0.02  # below this gap the line where the lips meet is drawn
 SEAM_UPPER = np.array([78, *LIP_UPPER, 308])
 SEAM_LOWER = np.array([78, *LIP_LOWER, 308])
@@ -45,7 +45,7 @@ class TeethPainter:
         light = np.median(skin, axis=0)
         grey = max(float(light.mean()), 1.0)
         # teeth take the light's strength, and a little of its colour
-        self._light = np.clip(grey / TOOTH_LIGHT, 0.3, 1.1) * (1 + 0.12 * (light / grey - 1))
+        self._light = np.clip(grey / TOOTH_LIGHT, 0.3, 1.1) * (1 + 0.35 * (light / grey - 1))
         middle = avatar.neutral[13].astype(np.float64)
         self._upper = middle + UPPER_EDGE
         self._lower = middle + LOWER_EDGE
