@@ -101,6 +101,7 @@ def bad_inputs(tmp_path, drawn_avatar, motion_file, film):
     yield ["track", wav, "-o", tmp_path / "m.safetensors"], "no moving picture"
     yield ["track", tmp_path / "none.mp4", "-o", tmp_path / "m.safetensors"], "does not exist"
     yield ["create", tmp_path / "none.png", "-o", tmp_path / "a.avatar"], "none.png"
+    yield ["create", tmp_path / "none.mp4", "-o", tmp_path / "a.avatar"], "none.mp4"
     yield ["create", text, "-o", text], "would replace the input"
 
 

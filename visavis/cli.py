@@ -22,7 +22,7 @@ from rich.console import Console
 from typer.exceptions import TyperException
 
 from visavis import cli_train
-from visavis.errors import ConfigError, InputError, OutputError, VisavisError
+from visavis.errors import ConfigError, ImageError, InputError, OutputError, VisavisError
 from visavis.eval.cli import app as eval_app
 
 if TYPE_CHECKING:
@@ -211,6 +211,8 @@ def create(
     from visavis.facemesh import FaceMesh
 
     _check_output(output, source)
+    if not source.is_file():  # told before the face graphs are looked for
+        raise ImageError(f"{source} does not exist; expected a photo or a film: check the path")
     mesh = FaceMesh.open()
     is_film = source.suffix.lower() in FILM_SUFFIXES
     avatar = create_avatar(
@@ -449,7 +451,7 @@ def models_verify(as_json: Json = False) -> None:
 @app.command()
 def licenses(
     check: Annotated[
-        bool, typer.Option("--check", help="Exit 2 if something forbidden is here.")
+        bool, typer.Option("--check", help="Exit 2 unless all is permissive.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -460,10 +462,10 @@ def licenses(
     lines = [f"{x.name:28} {x.version:14} {x.verdict:6} {x.licence}" for x in [*found, *never]]
     facts = {"installed": [asdict(x) for x in found], "forbidden": [asdict(x) for x in never]}
     _say(as_json, facts, "\n".join(lines))
-    if check and never:
-        raise ConfigError(
-            f"{', '.join(x.name for x in never)} installed; expected none of them: uninstall"
-        )
+    bad = [*never, *(x for x in found if x.verdict != "ok")]
+    if check and bad:
+        names = ", ".join(f"{x.name} ({x.licence})" for x in bad)
+        raise ConfigError(f"{names} installed; expected permissive licences only: uninstall")
 
 
 @app.command()
