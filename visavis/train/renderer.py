@@ -1,0 +1,392 @@
+"""Train and export the renderer nets. Tier ``patch``: the mouth net of `visavis.models.mouth`.
+
+A run is a folder: ``data.npz`` (crops, built once), ``last.pt`` (everything that changes, written
+whole), ``log.jsonl``. Step k draws its batch from the generator seeded by (seed, k), so a run that
+was stopped goes on exactly as if it had not been.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import os
+import tomllib
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from visavis.errors import ConfigError
+from visavis.models.mouth import MouthCritic, MouthUNet, multiply_adds
+from visavis.mouth import N_CHANNELS, SIZE, SPAN
+from visavis.train import renderer_losses as losses
+from visavis.train.renderer_data import MouthData, MouthSampler, Sampling, build_cache, held_out
+
+WINDOW = (slice(None), slice(None), slice(14, 94), slice(8, 120))  # where mouths are, 80 x 112
+WANDER = 4  # px by which the window's corner walks, lest strided losses leave a pattern
+CRITIC_COLUMNS = slice(6, 8)  # of the inputs: the skull's x and y, shown to the critic
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class NetConfig(_Frozen):
+    """Arguments of `MouthUNet`."""
+
+    widths: tuple[int, ...] = (24, 48, 96, 128)
+    deep: int = 1
+
+
+class LossConfig(_Frozen):
+    """Weights of the losses; see `generator_loss`."""
+
+    pixel: float = 1.0
+    gradient: float = 0.5
+    perceptual: float = 0.6
+    energy: float = 0.02
+    critic: float = 0.03
+    features: float = 0.1
+    steady: float = 0.3
+
+
+class RendererRecipe(_Frozen):
+    """A training run of one renderer net; paths are relative to the working folder."""
+
+    tier: str = "patch"
+    seed: int = 0
+    run: Path = Path("runs/patch")
+    data: Path = Path("../shared/data")
+    models: Path = Path("../shared/models")
+    steps: int = 5000
+    batch: int = 12
+    learning_rate: float = 4e-4
+    critic_rate: float = 2e-4
+    warm_up: int = 1200
+    ema: float = 0.997
+    threads: int = 1
+    bf16: bool = True
+    save_every: int = 100
+    net: NetConfig = NetConfig()
+    loss: LossConfig = LossConfig()
+    mix: dict[str, float] = {"sfhq": 1.0}
+
+
+def load_recipe(path: str | Path) -> RendererRecipe:
+    """Read a recipe.
+
+    Raises:
+        ConfigError: not a recipe; the message names the key.
+    """
+    try:
+        return RendererRecipe(**tomllib.loads(Path(path).read_text()))
+    except (OSError, tomllib.TOMLDecodeError, ValidationError) as err:
+        raise ConfigError(f"{path} is not a renderer recipe: {err}") from err
+
+
+def train_renderer(
+    recipe_path: str | Path,
+    tier: str = "patch",
+    *,
+    steps: int | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Path:
+    """Train (or go on training) the net of a recipe.
+
+    Args:
+        recipe_path: a TOML file such as ``visavis/train/recipes/patch.toml``.
+        tier: must be the recipe's.
+        steps: stop at this step instead of the recipe's.
+        progress: called with one line every 50 steps.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        ConfigError: unreadable recipe, another tier, or no training data.
+    """
+    recipe = load_recipe(recipe_path)
+    if tier != recipe.tier or tier != "patch":
+        raise ConfigError(f"recipe {recipe_path} trains tier {recipe.tier!r}, asked for {tier!r}")
+    cache = recipe.run / "data.npz"
+    if cache.is_file():
+        data = MouthData.load(cache)
+    elif recipe.data.is_dir():
+        data = build_cache(recipe.data, recipe.models, cache, progress=progress)
+    else:
+        raise ConfigError(f"no training data at {recipe.data}; see the data README")
+    last = fit(recipe, data, stop=steps, progress=progress)
+    progress(f"step {last}: done")
+    return recipe.run
+
+
+class Learner:
+    """Everything that changes during training, in one place that can be saved whole."""
+
+    def __init__(self, recipe: RendererRecipe):
+        torch.manual_seed(recipe.seed)
+        form = {"memory_format": torch.channels_last}
+        self.net = MouthUNet(N_CHANNELS, recipe.net.widths, recipe.net.deep).to(**form)
+        self.average = copy.deepcopy(self.net).requires_grad_(False)
+        self.critic = MouthCritic().to(**form)
+        self.optimiser = torch.optim.AdamW(
+            self.net.parameters(), recipe.learning_rate, betas=(0.8, 0.99), weight_decay=1e-3
+        )
+        self.critic_optimiser = torch.optim.Adam(
+            self.critic.parameters(), recipe.critic_rate, betas=(0.5, 0.99)
+        )
+        self.step = 0
+
+    _PARTS = ("net", "average", "critic", "optimiser", "critic_optimiser")
+
+    def save(self, path: Path) -> None:
+        """Write everything; the old file stays whole until the new one is."""
+        part = path.with_name(f".{path.name}.part")
+        kept = {p: getattr(self, p).state_dict() for p in self._PARTS}
+        torch.save(kept | {"step": self.step}, part)
+        os.replace(part, path)
+
+    def load(self, path: Path) -> None:
+        """Read what `save` wrote."""
+        kept = torch.load(path, weights_only=True)
+        for part in self._PARTS:
+            getattr(self, part).load_state_dict(kept[part])
+        self.step = kept["step"]
+
+
+def fit(
+    recipe: RendererRecipe,
+    data: MouthData,
+    *,
+    stop: int | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+) -> int:
+    """The training loop; returns the step it stopped at."""
+    torch.set_num_threads(recipe.threads)
+    recipe.run.mkdir(parents=True, exist_ok=True)
+    learner = Learner(recipe)
+    last = recipe.run / "last.pt"
+    if last.is_file():
+        learner.load(last)
+    keep = np.array([not held_out(str(p)) for p in data.people])
+    sampler = MouthSampler(data.subset(np.flatnonzero(keep)), Sampling(dict(recipe.mix)))
+    seen = losses.Perceptual(recipe.models) if recipe.loss.perceptual else None
+    end = min(recipe.steps, stop or recipe.steps)
+    totals: dict[str, float] = {}
+    for batch in _batches(recipe, sampler, learner.step, end):
+        report = train_step(recipe, learner, seen, batch)
+        learner.step += 1
+        for key, value in report.items():
+            totals[key] = totals.get(key, 0.0) + value
+        if learner.step % 50 == 0 or learner.step == end:
+            count = (learner.step - 1) % 50 + 1
+            line = {"step": learner.step} | {k: round(v / count, 4) for k, v in totals.items()}
+            with (recipe.run / "log.jsonl").open("a") as log:
+                log.write(json.dumps(line) + "\n")
+            progress(json.dumps(line))
+            totals = {}
+        if learner.step % recipe.save_every == 0 or learner.step == end:
+            learner.save(last)
+    return learner.step
+
+
+def _batches(
+    recipe: RendererRecipe, sampler: MouthSampler, start: int, end: int
+) -> Iterator[dict[str, Tensor]]:
+    for step in range(start, end):
+        again = recipe.batch // 3 if step >= recipe.warm_up else 0
+        drawn = sampler.batch(np.random.default_rng((recipe.seed, step)), recipe.batch, again)
+        yield {
+            k: torch.from_numpy(v).contiguous(memory_format=torch.channels_last)
+            for k, v in drawn.items()
+        }
+
+
+def wandering(step: int) -> tuple[slice, ...]:
+    """`WINDOW`, its corner moved by up to `WANDER` px."""
+    down, right = step * 7 % WANDER, step * 11 // WANDER % WANDER
+    rows, columns = WINDOW[2:]
+    return (
+        *WINDOW[:2],
+        slice(rows.start + down, rows.stop + down),
+        slice(columns.start + right - WANDER // 2, columns.stop + right - WANDER // 2),
+    )
+
+
+def compose(rgba: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """What the viewer sees: the painting over what lies beneath."""
+    cover = batch["removed"] + (batch["limit"] - batch["removed"]) * rgba[:, 3:]
+    return batch["under"] + (rgba[:, :3] - batch["under"]) * cover
+
+
+def critic_view(picture: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Picture, mask and place in the skull, over the window of mouths."""
+    place = batch["inputs"][:, CRITIC_COLUMNS]
+    return torch.cat([picture, batch["limit"], place], 1)
+
+
+def train_step(
+    recipe: RendererRecipe, learner: Learner, seen: nn.Module | None, batch: dict[str, Tensor]
+) -> dict[str, float]:
+    """One step of both nets; returns the losses as floats."""
+    adversarial = learner.step >= recipe.warm_up and recipe.loss.critic > 0
+    fall = 0.5 * (1 + math.cos(math.pi * min(learner.step / recipe.steps, 1.0)))
+    rate = recipe.learning_rate * min(1.0, (learner.step + 1) / 100) * (0.05 + 0.95 * fall)
+    for group in learner.optimiser.param_groups:
+        group["lr"] = rate
+    for group in learner.critic_optimiser.param_groups:
+        group["lr"] = recipe.critic_rate
+    report: dict[str, float] = {}
+    window = wandering(learner.step)
+    inputs, jittered = batch["inputs"], batch.get("jittered")
+    batch = {k: v[window] for k, v in batch.items()}
+    with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
+        rgba = learner.net(inputs)[window].float()
+        if adversarial:
+            batch["again"] = learner.net(jittered)[window].float()
+        shown = compose(rgba, batch)
+        if adversarial:
+            report |= _train_critic(learner, shown.detach(), batch)
+        loss, parts = generator_loss(recipe, learner, seen, batch, rgba, shown, adversarial)
+    learner.optimiser.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(learner.net.parameters(), 1.0)
+    learner.optimiser.step()
+    decay = min(recipe.ema, (learner.step + 1) / (learner.step + 20))
+    with torch.no_grad():
+        for slow, fast in zip(learner.average.parameters(), learner.net.parameters(), strict=True):
+            slow.lerp_(fast, 1 - decay)
+    return report | parts
+
+
+def _train_critic(learner: Learner, shown: Tensor, batch: dict[str, Tensor]) -> dict[str, float]:
+    learner.critic.requires_grad_(True)
+    views = torch.cat([critic_view(batch["real"], batch), critic_view(shown, batch)])
+    logits, _ = learner.critic(views)
+    real, fake = logits.float().chunk(2)
+    mask = F.adaptive_max_pool2d(batch["limit"], real.shape[-2:])
+    loss = losses.critic_loss(real, fake, mask)
+    learner.critic_optimiser.zero_grad()
+    loss.backward()
+    learner.critic_optimiser.step()
+    learner.critic.requires_grad_(False)
+    return {"critic": float(loss.detach())}
+
+
+def generator_loss(
+    recipe: RendererRecipe,
+    learner: Learner,
+    seen: nn.Module | None,
+    batch: dict[str, Tensor],
+    rgba: Tensor,
+    shown: Tensor,
+    adversarial: bool,
+) -> tuple[Tensor, dict[str, float]]:
+    """The weighted sum and its parts."""
+    weight, real = recipe.loss, batch["real"]
+    parts = {
+        "pixel": losses.pixel_loss(shown, real, batch["limit"]),
+        "gradient": losses.gradient_loss(shown, real, batch["limit"]),
+        "energy": losses.energy_loss(shown, real, batch["inner"]),
+    }
+    if seen is not None:
+        parts["perceptual"] = seen(shown, real).mean()
+    if adversarial:
+        logits, features = learner.critic(critic_view(shown, batch))
+        mask = F.adaptive_max_pool2d(batch["limit"], logits.shape[-2:])
+        parts["critic"] = losses.fooling_loss(logits.float(), mask)
+        with torch.no_grad():
+            _, wanted = learner.critic(critic_view(real, batch))
+        parts["features"] = torch.stack(
+            [(a - b).abs().mean().float() for a, b in zip(features, wanted, strict=True)]
+        ).mean()
+        again, few = batch["again"], len(batch["again"])
+        parts["steady"] = losses.masked_l1(
+            again[:, :3], rgba[:few, :3], batch["inner"][:few], 150.0
+        )
+    total = sum(getattr(weight, k) * v for k, v in parts.items())
+    return total, {("fool" if k == "critic" else k): float(v.detach()) for k, v in parts.items()}
+
+
+def export_mouth(run: Path, recipe: RendererRecipe, out: Path, card: str) -> Path:
+    """Write the averaged net of a run as a model folder: ``mouth.onnx``, ``model.json``, card.
+
+    Weights are stored as float16 and widened when the graph is read.
+
+    Args:
+        run: folder with ``last.pt``.
+        recipe: the run's recipe.
+        out: the model folder, created.
+        card: text of ``card.md``.
+
+    Raises:
+        ConfigError: the run holds no checkpoint.
+    """
+    last = run / "last.pt"
+    if not last.is_file():
+        raise ConfigError(f"no checkpoint at {last}; train first")
+    learner = Learner(recipe)
+    learner.load(last)
+    net = learner.average.eval().to(memory_format=torch.contiguous_format)
+    out.mkdir(parents=True, exist_ok=True)
+    graph = out / "mouth.onnx"
+    example = torch.zeros(2, N_CHANNELS, SIZE, SIZE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the older exporter says that it is old; it is quick
+        torch.onnx.export(
+            net, (example,), str(graph), dynamo=False, opset_version=17,
+            input_names=["inputs"], output_names=["rgba"],
+            dynamic_axes={"inputs": {0: "batch"}, "rgba": {0: "batch"}},
+        )  # fmt: skip
+    store_half(graph)
+    about = {
+        "kind": "mouth",
+        "graph": graph.name,
+        "size": SIZE,
+        "span": SPAN,
+        "channels": N_CHANNELS,
+        "net": recipe.net.model_dump(),
+        "mega_multiply_adds": round(multiply_adds(net, (N_CHANNELS, SIZE, SIZE)) / 1e6, 1),
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "steps": learner.step,
+        "recipe": json.loads(recipe.model_dump_json(exclude={"run", "data", "models"})),
+        "sha256": hashlib.sha256(graph.read_bytes()).hexdigest(),
+    }
+    (out / "model.json").write_text(json.dumps(about, indent=1) + "\n")
+    (out / "card.md").write_text(card)
+    return out
+
+
+def store_half(path: Path) -> None:
+    """Keep the weights of an ONNX file as float16, each followed by a cast; smaller by half."""
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(path)
+    casts = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type != onnx.TensorProto.FLOAT or len(tensor.dims) < 2:
+            continue
+        half = numpy_helper.to_array(tensor).astype(np.float16)
+        wide = tensor.name
+        tensor.CopyFrom(numpy_helper.from_array(half, f"{wide}.half"))
+        casts.append(onnx.helper.make_node("Cast", [f"{wide}.half"], [wide], to=1))
+    for cast in reversed(casts):
+        model.graph.node.insert(0, cast)
+    keep = [info for info in model.graph.value_info if not info.name.endswith("weight")]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(keep)
+    model.producer_name, model.doc_string = "visavis", ""
+    del model.metadata_props[:]
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    onnx.checker.check_model(model)
+    onnx.save(model, path)

@@ -1,0 +1,454 @@
+"""Training data of the mouth net: rigid mouth crops of stills and videos, and their augmentation.
+
+A still with an open mouth is its own supervision: the inner mouth is taken away and asked for.
+Identities are kept apart by face embedding before 15 % of them are held out, because the
+stills repeat faces under several names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+
+from visavis.backends import Graph
+from visavis.facemesh import FaceMesh
+from visavis.mouth import (
+    SIZE,
+    SPAN,
+    Teeth,
+    apply_transform,
+    crop_transform,
+    lip_gap,
+    mouth_inputs,
+    mouth_masks,
+    warp_crop,
+)
+
+MARGIN = 32  # px around the crop kept in the cache, so that augmentation has pixels to move in
+CANVAS = SIZE + 2 * MARGIN
+LEAST_GAP = 0.012  # eye distances; stills and frames below show no inner mouth
+SAME_PERSON = 0.50  # cosine of embeddings above which two stills are one identity
+REID_POINTS = np.array(
+    [[0.3156, 0.4616], [0.6826, 0.4616], [0.5003, 0.6405], [0.3495, 0.8247], [0.6534, 0.8247]]
+)
+
+
+@dataclass(frozen=True)
+class MouthData:
+    """Mouth crops with margin.
+
+    Attributes:
+        images: ``(N, CANVAS, CANVAS, 3)`` uint8 RGB; the crop is the middle.
+        points: ``(N, 478, 2)`` float32, px of the crop (not of the canvas).
+        gaps: ``(N,)`` lip opening in eye distances.
+        eye_px: ``(N,)`` eye distance in the source, px: its true resolution.
+        domains, names, people: ``(N,)`` str; ``people`` is one name per identity
+            (per clip, in videos).
+    """
+
+    images: np.ndarray
+    points: np.ndarray
+    gaps: np.ndarray
+    eye_px: np.ndarray
+    domains: np.ndarray
+    names: np.ndarray
+    people: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, rows: np.ndarray) -> MouthData:
+        """The rows chosen, in order."""
+        return MouthData(*(getattr(self, f)[rows] for f in self.__dataclass_fields__))
+
+    def save(self, path: Path) -> None:
+        """Write one ``.npz``."""
+        np.savez(path, **{f: getattr(self, f) for f in self.__dataclass_fields__})
+
+    @classmethod
+    def load(cls, path: Path) -> MouthData:
+        """Read what `save` wrote."""
+        with np.load(path) as z:
+            return cls(**{f: z[f] for f in cls.__dataclass_fields__})
+
+
+def held_out(person: str, share: float = 0.15) -> bool:
+    """Whether this identity is never trained on (by the hash of its name)."""
+    return int(hashlib.sha256(person.encode()).hexdigest()[:8], 16) / 2**32 < share
+
+
+def cut(image: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """One observation to (canvas, points in crop px, gap, source eye distance in px)."""
+    transform = crop_transform(points)
+    wide = transform.copy()
+    wide[:, 2] += MARGIN
+    zoom = float(np.hypot(transform[0, 0], transform[0, 1]))
+    local = apply_transform(transform, points)
+    return warp_crop(image, wide, CANVAS), local, lip_gap(local), SIZE / SPAN / zoom
+
+
+def build_cache(data: Path, models: Path, out: Path, *, progress=lambda text: None) -> MouthData:
+    """Track every still and video under ``data`` and write the crops to ``out`` (``.npz``).
+
+    Args:
+        data: the folder of `sfhq`, `official_portraits`, `presenter` and so on.
+        models: the folder of the face graphs and the face embedding.
+        progress: called with one line now and then.
+    """
+    mesh = FaceMesh.open(models)
+    rows = still_rows(data, models, mesh, progress)
+    for folder, domain, every, limit in (
+        ("presenter", "presenter", 1, None),
+        ("obama_addresses", "addresses", 1, None),
+        ("grid_more", "grid", 3, 80),
+        ("grid_s1", "grid", 5, 60),
+    ):
+        for path in sorted((data / folder).glob("*.mp4"))[:limit]:
+            rows += _video(path, domain, every, mesh)
+            progress(f"{domain} {path.stem}: {len(rows)} crops")
+    built = stack(rows)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    built.save(out)
+    return built
+
+
+def stack(rows: list[tuple]) -> MouthData:
+    """Rows of `still_rows` as one `MouthData`."""
+    kinds = (np.uint8, np.float32, np.float32, np.float32, str, str, str)
+    columns = zip(*rows, strict=True)
+    return MouthData(*(np.array(c, dtype=k) for c, k in zip(columns, kinds, strict=True)))
+
+
+def still_rows(data: Path, models: Path, mesh: FaceMesh, progress=lambda text: None) -> list[tuple]:
+    """Every still with an open mouth: one tuple in the order of `MouthData`'s attributes."""
+    embed = Graph(models / "face-reidentification-retail-0095.xml")
+    feed = next(iter(embed.inputs))
+    found, vectors = [], []
+    for domain in ("sfhq", "official_portraits"):
+        for path in sorted((data / domain).glob("*.jpg")):
+            image = cv2.imread(str(path))[..., ::-1].copy()
+            faces = mesh.find(image)
+            if not faces:
+                continue
+            points = faces[0].points
+            five = points[[33, 133, 362, 263, 4, 61, 291], :2]
+            marks = np.stack([five[:2].mean(0), five[2:4].mean(0), *five[4:]])
+            align, _ = cv2.estimateAffinePartial2D(marks, REID_POINTS * 128)
+            face = cv2.warpAffine(image[..., ::-1], align, (128, 128))
+            (vector,) = embed({feed: face.transpose(2, 0, 1)[None].astype(np.float32)}).values()
+            vectors.append(vector.ravel() / np.linalg.norm(vector))
+            found.append((domain, f"{domain}/{path.name}", *cut(image, points)))
+        progress(f"{domain}: {len(found)} stills")
+    people = _cluster(np.array(vectors), [f[1] for f in found])
+    return [
+        (canvas, local, gap, eye, domain, name, person)
+        for (domain, name, canvas, local, gap, eye), person in zip(found, people, strict=True)
+        if gap >= LEAST_GAP
+    ]
+
+
+def _cluster(vectors: np.ndarray, names: list[str]) -> list[str]:
+    """Single-linkage identities: everyone is named after the first member of the cluster."""
+    leader = np.arange(len(names))
+    for i, j in zip(*np.nonzero(np.triu(vectors @ vectors.T > SAME_PERSON, 1)), strict=True):
+        low, high = sorted((leader[i], leader[j]))
+        leader[leader == high] = low
+    return [names[k] for k in leader]
+
+
+def _video(path: Path, domain: str, every: int, mesh: FaceMesh) -> list[tuple]:
+    rows, state = [], mesh.init_state()
+    with av.open(str(path)) as container:
+        for index, frame in enumerate(container.decode(video=0)):
+            if index % every:
+                continue
+            image = frame.to_ndarray(format="rgb24")
+            state, seen = mesh.track(state, image)
+            if seen is None:
+                continue
+            canvas, local, gap, eye = cut(image, seen.points)
+            if gap >= LEAST_GAP:
+                name = f"{domain}/{path.stem}:{index}"
+                rows.append((canvas, local, gap, eye, domain, name, f"{domain}/{path.stem}"))
+    return rows
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How `MouthSampler` mixes and disturbs.
+
+    Attributes:
+        domains: name to share of the batch.
+        half_shut: share of stills whose lower lip is raised over part of the teeth.
+        own_reference: share of video samples that get another frame of the clip as reference.
+        still_reference: share of stills that get themselves, warped hard.
+        seam: share of samples whose lip rim is smeared as after a mesh warp.
+        stretch: share of samples whose surroundings are blurred along y as after a mesh warp.
+        points_px: standard deviation of lip landmark noise, crop px.
+        degrade: share of samples with blur or JPEG on input and target alike.
+    """
+
+    domains: dict[str, float]
+    half_shut: float = 0.35
+    own_reference: float = 0.7
+    still_reference: float = 0.12
+    seam: float = 0.5
+    stretch: float = 0.3
+    points_px: float = 0.35
+    degrade: float = 0.15
+
+
+class MouthSampler:
+    """Draws augmented training samples; every draw is a function of its random generator."""
+
+    def __init__(self, data: MouthData, sampling: Sampling):
+        self.data, self.sampling = data, sampling
+        self.teeth = Teeth()
+        self._fits: dict[int, tuple[float, float]] = {}  # a memo, no state: see `register_teeth`
+        self.rows = {d: np.flatnonzero(data.domains == d) for d in sampling.domains}
+        sharp = np.clip(data.eye_px / 100, 0.3, 1.0) * np.clip(data.gaps / 0.05, 0.3, 1.0)
+        self.odds = {d: sharp[r] / sharp[r].sum() for d, r in self.rows.items() if len(r)}
+        self.clips: dict[str, np.ndarray] = {}
+        for person in np.unique(data.people):
+            rows = np.flatnonzero((data.people == person) & (data.gaps > 0.03))
+            self.clips[str(person)] = rows
+
+    def batch(self, rng: np.random.Generator, size: int, again: int = 0) -> dict[str, np.ndarray]:
+        """``size`` samples stacked: inputs, real, under, inner, limit; of the first ``again`` of
+        them also jittered (see `sample`)."""
+        names = [d for d in self.odds if self.sampling.domains[d] > 0]
+        odds = np.array([self.sampling.domains[d] for d in names])
+        picks = rng.choice(len(names), size, p=odds / odds.sum())
+        drawn = [
+            self.sample(rng, int(rng.choice(self.rows[names[k]], p=self.odds[names[k]])), i < again)
+            for i, k in enumerate(picks)
+        ]
+        return {
+            key: np.stack([d[key] for d in drawn if key in d])
+            for key in sorted(set().union(*drawn))
+        }
+
+    def sample(
+        self, rng: np.random.Generator, row: int, again: bool = False
+    ) -> dict[str, np.ndarray]:
+        """One sample, each ``(C, SIZE, SIZE)`` float32.
+
+        ``inputs`` and, with ``again``, ``jittered`` (other landmark noise) for the net; ``real``
+        the answer and ``under`` what lies beneath the painting, -1..1; ``inner``, ``removed`` and
+        ``limit`` the masks.
+        """
+        data, s = self.data, self.sampling
+        still = data.domains[row] in ("sfhq", "official_portraits")
+        canvas, points = data.images[row], data.points[row].copy()
+        if still and rng.random() < s.half_shut:
+            canvas, points = raise_lower_lip(canvas, points, rng)
+        canvas, points = warp(canvas, points, rng)
+        reference = self._reference(rng, row, still)
+        colour = draw_colour(rng)
+        real = shade(canvas[MARGIN:-MARGIN, MARGIN:-MARGIN], colour)
+        if reference is not None:
+            reference[..., :3] = shade(reference[..., :3], colour)
+        if rng.random() < s.degrade:
+            real = degrade(real, rng)
+        noise = smooth_noise(rng, points, s.points_px)
+        masks = mouth_masks(points + noise)
+        under = self._under(rng, real, points, masks)
+        shift, scale = self._teeth_fit(row)
+        fit = (shift + rng.normal(0, 0.5), scale)
+        laid = self.teeth.lay(points + noise, *fit)
+        out = {
+            "inputs": mouth_inputs(under, points + noise, reference, masks, laid),
+            "real": real.transpose(2, 0, 1) / np.float32(127.5) - 1,
+            "under": under.transpose(2, 0, 1) / np.float32(127.5) - 1,
+            "inner": masks["inner"][None],
+            "removed": masks["removed"][None],
+            "limit": masks["limit"][None],
+        }
+        if again:
+            nearby = points + smooth_noise(rng, points, s.points_px)
+            laid = self.teeth.lay(nearby, *fit)
+            out["jittered"] = mouth_inputs(under, nearby, reference, None, laid)
+        if rng.random() < 0.5:
+            out = {k: np.ascontiguousarray(v[..., ::-1]) for k, v in out.items()}
+            for key in out.keys() & {"inputs", "jittered"}:
+                out[key][[6, 8]] *= -1
+        return out
+
+    def _teeth_fit(self, row: int) -> tuple[float, float]:
+        if row not in self._fits:
+            points = self.data.points[row]
+            crop = self.data.images[row][MARGIN:-MARGIN, MARGIN:-MARGIN]
+            inner = mouth_masks(points)["inner"]
+            self._fits[row] = register_teeth(self.teeth, crop, points, inner)
+        return self._fits[row]
+
+    def _reference(self, rng: np.random.Generator, row: int, still: bool) -> np.ndarray | None:
+        data = self.data
+        if still:
+            if rng.random() >= self.sampling.still_reference:
+                return None
+            canvas, points = warp(data.images[row], data.points[row], rng, strength=4.0)
+        else:
+            others = self.clips[str(data.people[row])]
+            others = others[others != row]
+            if rng.random() >= self.sampling.own_reference or not len(others):
+                return None
+            pick = int(rng.choice(others))
+            canvas, points = warp(data.images[pick], data.points[pick], rng, strength=0.5)
+        mask = cv2.erode(mouth_masks(points)["inner"], np.ones((3, 3), np.uint8))
+        crop = canvas[MARGIN:-MARGIN, MARGIN:-MARGIN]
+        return np.dstack([crop, np.rint(mask * 255).astype(np.uint8)])
+
+    def _under(
+        self,
+        rng: np.random.Generator,
+        real: np.ndarray,
+        points: np.ndarray,
+        masks: dict[str, np.ndarray],
+    ) -> np.ndarray:
+        """The picture a mesh warp would have left: soft lips, a smeared rim, a dark hole."""
+        under = real.copy()
+        if rng.random() < self.sampling.stretch:
+            factor = rng.uniform(1.2, 2.2)
+            small = cv2.resize(under, (SIZE, int(SIZE / factor)), interpolation=cv2.INTER_AREA)
+            under = cv2.resize(small, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
+        dark = np.array([34, 14, 14]) * rng.uniform(0.3, 1.4)
+        hole = masks["inner"][..., None]
+        if rng.random() < self.sampling.seam:
+            reach = int(rng.integers(1, 4))
+            kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1,) * 2)
+            rim = cv2.GaussianBlur(cv2.dilate(masks["inner"], kernel), (0, 0), 0.8)[..., None]
+            lips = (masks["lips"] * (1 - masks["removed"]))[..., None]
+            tone = (real * lips).sum((0, 1)) / (lips.sum() + 1)
+            smear = dark + (tone - dark) * rng.uniform(0.0, 0.9)
+            under = under * (1 - rim) + smear * rim
+        under = under * (1 - hole) + dark * hole
+        return np.clip(np.rint(under), 0, 255).astype(np.uint8)
+
+
+def register_teeth(
+    teeth: Teeth, real: np.ndarray, points: np.ndarray, inner: np.ndarray
+) -> tuple[float, float]:
+    """Sideways shift (crop px) and scale at which the generic teeth match the real ones best.
+
+    Only in training: the net learns that tooth edges stand where the generic ones stand, and at
+    run time those are fixed to the skull. Heights are not matched; the net must judge them.
+    """
+    area = float(inner.sum())
+    if area < 120:
+        return 0.0, 1.0
+    rows = np.flatnonzero(inner.max(1) > 0.5)
+    columns = np.flatnonzero(inner.max(0) > 0.5)
+    box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    light = cv2.cvtColor(real, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    target = _edges(light)[box]
+    mask = cv2.erode(inner, np.ones((3, 3)))[box]
+    best = (-1.0, 0.0, 1.0)
+    for scale in (0.9, 1.0, 1.1):
+        laid = cv2.cvtColor(teeth.lay(points, 0.0, scale), cv2.COLOR_RGB2GRAY)
+        edges = cv2.copyMakeBorder(_edges(laid * 255), 3, 3, 6, 6, cv2.BORDER_REPLICATE)
+        near = edges[box[0].start : box[0].stop + 6, box[1].start : box[1].stop + 12]
+        score = cv2.matchTemplate(near, target * mask, cv2.TM_CCORR_NORMED).max(0)
+        k = int(score.argmax())
+        if score[k] > best[0]:
+            best = (float(score[k]), 6.0 - k, scale)
+    return best[1], best[2]
+
+
+def _edges(light: np.ndarray) -> np.ndarray:
+    """What is darker than its left and right: the gaps between teeth."""
+    wide = cv2.blur(light, (9, 1))
+    return np.maximum(cv2.blur(wide - light, (1, 3)), 0)
+
+
+def warp(
+    canvas: np.ndarray, points: np.ndarray, rng: np.random.Generator, strength: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """A small random affine map and a smooth bend of picture and points together."""
+    turn = np.deg2rad(rng.normal(0, 1.5)) * strength
+    zoom = 1 + rng.normal(0, 0.025, 2) * strength
+    linear = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) * zoom
+    shift = rng.normal(0, 0.8, 2) * strength
+    bend = cv2.resize(
+        rng.normal(0, 1.1, (5, 5, 2)).astype(np.float32) * min(strength, 2.0),
+        (CANVAS, CANVAS),
+        interpolation=cv2.INTER_CUBIC,
+    )
+    middle = (CANVAS - 1) / 2
+    y, x = np.mgrid[:CANVAS, :CANVAS].astype(np.float32)
+    back = np.linalg.inv(linear)
+    at = np.stack([x - middle - shift[0], y - middle - shift[1]], -1) @ back.T + middle + bend
+    at = at.astype(np.float32)
+    moved = cv2.remap(canvas, at[..., 0], at[..., 1], cv2.INTER_LINEAR, None, cv2.BORDER_REFLECT)
+    here = landed = (points + MARGIN).astype(np.float32)
+    for _ in range(3):  # the bend is known where the pixel lands, so the point is iterated for
+        offset = cv2.remap(bend, landed[:, 0].copy(), landed[:, 1].copy(), cv2.INTER_LINEAR)[:, 0]
+        landed = ((here - offset - middle) @ linear.T + middle + shift).astype(np.float32)
+    return moved, landed - MARGIN
+
+
+def raise_lower_lip(
+    canvas: np.ndarray, points: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Shut a smile part of the way: the lower lip slides up over teeth that stay where they are."""
+    left, right = points[78], points[308]
+    rise = rng.uniform(0.0, 0.75) * max(float(points[14, 1] - points[13, 1]), 0.0)
+
+    def lift(x: np.ndarray) -> np.ndarray:
+        u = (x - left[0]) / max(float(right[0] - left[0]), 1.0) * 2 - 1
+        return rise * np.clip(1 - u * u, 0, 1)
+
+    lower = points[[78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308]]
+    y, x = np.mgrid[:CANVAS, :CANVAS].astype(np.float32) - MARGIN
+    order = np.argsort(lower[:, 0])
+    edge = np.interp(x[0], lower[order, 0], lower[order, 1]).astype(np.float32)
+    up = lift(x[0]).astype(np.float32)
+    below = np.clip(y - (edge - up)[None] + 0.5, 0, 1)
+    source_y = (y + up[None] + MARGIN).astype(np.float32)
+    lip = cv2.remap(canvas, x + MARGIN, source_y, cv2.INTER_LINEAR, None, cv2.BORDER_REFLECT)
+    mixed = canvas + (lip.astype(np.float32) - canvas) * below[..., None]
+    moved = points.copy()
+    mask = np.zeros(len(points), bool)
+    mask[[95, 88, 178, 87, 14, 317, 402, 318, 324]] = True
+    jaw = points[:, 1] > np.interp(points[:, 0], lower[order, 0], lower[order, 1]) + 1.0
+    mask |= jaw & (points[:, 1] > min(left[1], right[1]))
+    moved[mask, 1] -= lift(points[mask, 0])
+    return np.rint(mixed).astype(np.uint8), moved
+
+
+def smooth_noise(rng: np.random.Generator, points: np.ndarray, sigma: float) -> np.ndarray:
+    """Landmark noise that neighbours share, ``(N, 2)`` float32 px."""
+    coarse = rng.normal(0, sigma, (6, 6, 2)).astype(np.float32)
+    field = cv2.resize(coarse, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
+    at = np.clip(points, 0, SIZE - 1).astype(np.float32)
+    return cv2.remap(field, at[:, 0].copy(), at[:, 1].copy(), cv2.INTER_LINEAR)[:, 0]
+
+
+def draw_colour(rng: np.random.Generator) -> dict[str, np.ndarray | float]:
+    """Parameters of `shade`."""
+    return {
+        "gain": np.exp(rng.normal(0, 0.12) + rng.normal(0, 0.05, 3)).astype(np.float32),
+        "gamma": float(np.exp(rng.normal(0, 0.12))),
+        "grey": float(np.clip(rng.normal(0, 0.15), -0.3, 0.6)) if rng.random() > 0.03 else 1.0,
+    }
+
+
+def shade(image: np.ndarray, colour: dict[str, np.ndarray | float]) -> np.ndarray:
+    """Other light: gain per channel, gamma, saturation. uint8 to uint8."""
+    x = image.astype(np.float32) / 255
+    x = np.power(x, colour["gamma"]) * colour["gain"]
+    x = x + (x.mean(2, keepdims=True) - x) * colour["grey"]
+    return np.clip(np.rint(x * 255), 0, 255).astype(np.uint8)
+
+
+def degrade(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Blur or JPEG, as poor photos have."""
+    if rng.random() < 0.5:
+        return cv2.GaussianBlur(image, (0, 0), rng.uniform(0.5, 1.3))
+    quality = int(rng.integers(40, 90))
+    return cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], 1)
