@@ -190,6 +190,37 @@ def test_seven_one_does_not_crash(tmp_path, suffix, codec):
     assert len(read_all(path)) >= 3200
 
 
+@pytest.mark.parametrize("size", [1, 333, 5000])
+def test_the_length_of_the_pieces_changes_nothing(wav, size):
+    path = wav(speech_like(0.3, 44_100), 44_100)
+    pieces = list(audio.read_audio(path, size))
+    assert {len(piece) for piece in pieces[:-1]} <= {size}
+    assert np.array_equal(np.concatenate(pieces), read_all(path))
+
+
+@pytest.mark.parametrize("late_ms", [0, 500])
+def test_sound_that_starts_late_in_a_film_stays_late(tmp_path, late_ms):
+    path = tmp_path / "film.mkv"
+    with av.open(str(path), "w") as container:
+        picture = container.add_stream("mpeg4", rate=25)
+        picture.width = picture.height = 64
+        sound = container.add_stream("pcm_s16le", rate=16_000)
+        sound.layout = "mono"
+        for k in range(25):
+            frame = av.VideoFrame(64, 64, "yuv420p")
+            frame.pts, frame.time_base = k, Fraction(1, 25)
+            container.mux(picture.encode(frame))
+        click = np.full((1, 1600), 16_000, np.int16)
+        frame = av.AudioFrame.from_ndarray(click, "s16", "mono")
+        frame.sample_rate, frame.pts, frame.time_base = 16_000, 16 * late_ms, Fraction(1, 16_000)
+        container.mux(sound.encode(frame))
+        container.mux(picture.encode(None))
+        container.mux(sound.encode(None))
+    blocks = np.concatenate([block for block, _ in audio.decode_audio(path)])[:, 0]
+    assert np.flatnonzero(blocks)[0] == 16 * late_ms
+    assert len(blocks) == 16 * late_ms + 1600
+
+
 def encode(path, codec, rate, pcm, layout="mono"):
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
