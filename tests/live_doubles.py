@@ -84,3 +84,25 @@ class DoublePipeline(Pipeline):
         self.smoother = Smoother()
         self.interpolator = Interpolator(self.config.fps)
         self.renderer = renderer or MotionRenderer()
+
+
+def live_app(config, avatar, *, tier="mesh", limit=2, render=None):
+    """The server on the demo's face, with `LoudnessMotion` for the motion net."""
+    from visavis.render import Renderer
+    from visavis.serve.app import build_app
+    from visavis.serve.library import Library
+
+    library = Library(config.size, config.uploads_kept)
+    library.share(avatar)
+
+    def models(name):
+        renderer = Renderer(library.get(name).avatar, tier, config.size)
+        return DoublePipeline(config.fps, renderer), ()
+
+    return build_app(config, library=library, models=models, limit=limit, render=render or no_film)
+
+
+def no_film(avatar, sound, film, progress):
+    """`Render` that makes a film of nothing."""
+    progress(1)
+    film.write_bytes(b"film of " + sound.read_bytes()[:4])

@@ -269,10 +269,14 @@ class Session:
         return self._anchor + due * SAMPLE_NS
 
     def next_due(self) -> int:
-        """When ``advance`` will next have something, nanoseconds."""
+        """When ``advance`` will next have something, nanoseconds; 0 where it has not begun."""
         if self._anchor is None:
-            return self._clock.now()
+            return 0
         return self.time_of((self._hops + 1) * MOTION_HOP)
+
+    def pause(self) -> None:
+        """Let the session clock stand until the next ``advance``: nobody looks."""
+        self._anchor = None
 
     def _tick(self) -> tuple[AudioBlock | None, list[_Row]]:
         """Hear one hop of 20 ms."""
@@ -401,8 +405,12 @@ class Session:
         state |= {f"session/in/{k}": v for k, v in self._user_state.items()}
         return save({k: np.ascontiguousarray(v) for k, v in state.items()})
 
-    def load_state(self, data: bytes) -> None:
-        """Take up a conversation saved by a session of the same avatar, rates and look-ahead.
+    def load_state(self, data: bytes, *, keep_picture: bool = True) -> None:
+        """Take up a conversation saved by a session of the same rates and look-ahead.
+
+        Args:
+            data: from ``save_state``.
+            keep_picture: also the renderer's memory; not when this is another face.
 
         Raises:
             InputError: damaged, or of another kind of session.
@@ -429,6 +437,8 @@ class Session:
         self._voice.restore(state)
         self._state = {k: v for k, v in state.items() if not k.startswith("voice/")}
         self._anchor = None
+        if not keep_picture:
+            self._new_renderer()
 
     def _check_fits(self, state: State, numbers: list[int]) -> None:
         delay = (self.latency_samples - MOTION_HOP) * self._voice.ratio

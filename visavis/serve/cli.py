@@ -1,0 +1,222 @@
+"""``visavis serve``: builds the config, loads what is served, measures, serves until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import logging
+import os
+import sys
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from visavis.errors import ConfigError
+
+if TYPE_CHECKING:
+    from visavis.serve.config import ServeConfig
+    from visavis.serve.library import Library
+
+NEEDED = ("fastapi", "uvicorn", "aiortc", "prometheus_client", "multipart")
+FIELDS = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line; ``extra`` fields, such as the session, at the top level."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter`."""
+        extra = {k: v for k, v in vars(record).items() if k not in FIELDS}
+        facts = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            extra["trace"] = self.formatException(record.exc_info)
+        return json.dumps(facts | extra, default=str)
+
+
+def serve(
+    avatar: Annotated[
+        list[Path] | None, typer.Option(help="An .avatar file or a folder of them; repeatable.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: any free one.")] = 8400,
+    max_sessions: Annotated[int, typer.Option(help="0: measured at the start.")] = 0,
+    size: Annotated[int, typer.Option(help="Side of the frame in pixels.")] = 512,
+    fps: Annotated[str, typer.Option(help="Frames per second.")] = "30",
+    tier: Annotated[str, typer.Option(help="Renderer: mesh or patch.")] = "patch",
+    workers: Annotated[int, typer.Option(help="Threads that draw; 0: one per core.")] = 0,
+    token: Annotated[
+        str, typer.Option(envvar="VISAVIS_TOKEN", help="Needed unless the host is loopback.")
+    ] = "",
+    tts: Annotated[
+        str, typer.Option(help="Program that reads text aloud: 'espeak-ng --stdin --stdout'.")
+    ] = "",
+    ice: Annotated[
+        list[str] | None, typer.Option(help="stun:HOST:PORT or turn:USER:PASS@HOST:PORT.")
+    ] = None,
+    origin: Annotated[list[str] | None, typer.Option(help="Also allow this web origin.")] = None,
+    certificate: Annotated[Path | None, typer.Option(help="TLS certificate, PEM.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Its key, PEM.")] = None,
+    json_log: Annotated[bool, typer.Option("--json-log", help="Log as JSON lines.")] = False,
+) -> None:
+    """Talk to a face in the browser (needs 'visavis\\[serve]')."""
+    missing = [m for m in NEEDED if importlib.util.find_spec(m) is None]
+    if missing:
+        raise ConfigError(f"serve needs {', '.join(missing)}: pip install 'visavis[serve]'")
+    from visavis.serve.config import ASSETS, ServeConfig
+
+    try:
+        rate = Fraction(fps)
+    except (ValueError, ZeroDivisionError) as error:
+        raise ConfigError(f"--fps {fps[:20]}; expected a number such as 30") from error
+    config = ServeConfig.of(
+        host=host,
+        port=port,
+        token=token,
+        avatars=tuple(avatar or [ASSETS / "demo.avatar"]),
+        fps=rate,
+        size=size,
+        tier=tier,
+        workers=workers or max(1, min(os.cpu_count() or 1, 8)),
+        max_sessions=max_sessions,
+        tts=tts,
+        ice_servers=tuple(_ice(text) for text in ice or []),
+        allowed_origins=tuple(origin or []),
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+    )
+    _log(json_log)
+    run(config)
+
+
+def _ice(text: str) -> dict[str, str]:
+    scheme, _, rest = text.partition(":")
+    if scheme in ("turn", "turns") and "@" in rest:
+        account, _, place = rest.rpartition("@")
+        user, _, password = account.partition(":")
+        return {"urls": f"{scheme}:{place}", "username": user, "credential": password}
+    if scheme not in ("stun", "stuns", "turn", "turns"):
+        raise ConfigError(f"--ice {text[:40]}; expected stun:HOST:PORT or turn:USER:PASS@HOST:PORT")
+    return {"urls": text}
+
+
+def _log(as_json: bool) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    if as_json:
+        handler.setFormatter(JsonLines())
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    for noisy in ("aioice", "aiortc", "uvicorn.access"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def make_models(config: ServeConfig, library: Library) -> Any:
+    """`engine.Models` of the real pipeline."""
+    from visavis.pipeline import Pipeline, PipelineConfig
+    from visavis.render import Renderer
+
+    chosen = PipelineConfig.of(
+        fps=config.fps, size=config.size, tier=config.tier, lookahead_ms=config.lookahead_ms
+    )
+
+    def models(name: str) -> tuple[Pipeline, tuple[Renderer, ...]]:
+        avatar = library.get(name).avatar
+        pipeline = Pipeline(avatar, chosen)
+        if config.tier == "mesh":
+            return pipeline, ()
+        return pipeline, (Renderer(avatar, "mesh", config.size),)
+
+    return models
+
+
+def render_film(config: ServeConfig) -> Any:
+    """`jobs.Render` of the real pipeline."""
+    from visavis.pipeline import PipelineConfig, render
+
+    chosen = PipelineConfig.of(fps=config.fps, size=config.size, tier=config.tier)
+
+    def work(avatar: Any, sound: Path, film: Path, progress: Any) -> None:
+        render(avatar, sound, film, chosen, progress=progress)
+
+    return work
+
+
+def make_app(config: ServeConfig) -> Any:
+    """The app with the real pipeline, its limit measured where none is set.
+
+    Raises:
+        VisavisError: an avatar or a model cannot be used.
+    """
+    from visavis.serve.app import build_app
+    from visavis.serve.capacity import core_ms_per_frame, session_limit
+    from visavis.serve.library import Library
+    from visavis.session import SessionConfig
+
+    library = Library(config.size, config.uploads_kept)
+    library.open(config.avatars)
+    models = make_models(config, library)
+    limit = config.max_sessions
+    if not limit:
+        cost = core_ms_per_frame(models(library.shared()[0].id), SessionConfig())
+        limit = session_limit(cost, float(config.fps), config.workers)
+        facts = {"core_ms_per_frame": round(cost, 2), "sessions": limit}
+        logging.getLogger("visavis.serve").info("capacity: %s", facts, extra=facts)
+    return build_app(config, library=library, models=models, limit=limit, render=render_film(config))
+
+
+def run(config: ServeConfig, app: Any = None) -> None:
+    """Serve until SIGTERM or Ctrl-C; the first lets sessions finish, the second does not."""
+    import uvicorn
+
+    from visavis.serve.app import drain
+
+    app = app or make_app(config)
+    settings = uvicorn.Config(
+        app,
+        host=config.host,
+        port=config.port,
+        log_config=None,
+        ws_max_size=1 << 20,
+        ws_max_queue=8,
+        h11_max_incomplete_event_size=64 << 10,
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=5,
+        limit_concurrency=1000,
+        server_header=False,
+        ssl_certfile=config.ssl_certfile,
+        ssl_keyfile=config.ssl_keyfile,
+    )
+
+    class Server(uvicorn.Server):
+        """Drains before it stops."""
+
+        draining: asyncio.Task | None = None
+
+        async def main_loop(self) -> None:
+            if self.servers:
+                address = self.servers[0].sockets[0].getsockname()
+                scheme = "https" if config.ssl_certfile else "http"
+                print(f"visavis is at {scheme}://{config.host}:{address[1]}", flush=True)
+            self.loop = asyncio.get_running_loop()
+            await super().main_loop()
+
+        def handle_exit(self, number: int, frame: object) -> None:
+            if self.draining is not None or not hasattr(self, "loop"):
+                super().handle_exit(number, frame)
+                return
+            self.draining = self.loop.create_task(self._drain())
+            self.loop.call_soon_threadsafe(lambda: None)  # wakes the loop
+
+        async def _drain(self) -> None:
+            await drain(app)
+            self.should_exit = True
+
+    Server(settings).run()

@@ -1,0 +1,127 @@
+"""The media WebSocket: PCM in, JPEG and PCM out, for networks without UDP.
+
+The client sends one JSON text, ``{"rate": 16000, "mode": "speak" | "listen"}``, then binary 16-bit
+little-endian mono PCM; an empty message ends an utterance. The server sends binary messages: a
+header of 16 bytes, ``<BBHIQ``: kind (1 JPEG, 2 PCM), 0, epoch, rate (Hz; fps x 1000), pts (frames or
+samples), then the JPEG or 16-bit PCM. A message of an older epoch than the last is to be thrown away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+
+import cv2
+import numpy as np
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from visavis.errors import InputError
+from visavis.serve.config import ServeConfig
+from visavis.serve.engine import LiveSession
+from visavis.serve.outlet import Outlet
+from visavis.serve.rtc import to_s16
+from visavis.session import AudioBlock, VideoFrame
+
+HEADER = struct.Struct("<BBHIQ")
+JPEG, PCM = 1, 2
+
+
+class SocketOutlet(Outlet):
+    """Ready messages."""
+
+    quality = 80
+
+    def prepare_frame(self, frame: VideoFrame) -> bytes:
+        """Header and JPEG."""
+        bgr = cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR)
+        jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, self.quality])[1]
+        rate = round(frame.fps * 1000)
+        return HEADER.pack(JPEG, 0, frame.epoch & 0xFFFF, rate, frame.pts) + jpeg.tobytes()
+
+    def prepare_block(self, block: AudioBlock) -> bytes:
+        """Header and samples."""
+        head = HEADER.pack(PCM, 0, block.epoch & 0xFFFF, block.rate, block.pts)
+        return head + to_s16(block.pcm).tobytes()
+
+    def silence(self, ready: bytes) -> bytes:
+        """The same moment, silent."""
+        return ready[: HEADER.size] + bytes(len(ready) - HEADER.size)
+
+
+async def run_media(socket: WebSocket, live: LiveSession, config: ServeConfig) -> None:
+    """Serve one accepted media socket to its end."""
+    worker = live.worker
+    outlet = SocketOutlet(worker.clock, config.margin_ms, worker.metrics)
+    outlet.quality = config.jpeg_quality
+    live.attach(outlet)
+    tasks = [
+        asyncio.ensure_future(part)
+        for part in (
+            _send(socket, outlet, "audio"),
+            _send(socket, outlet, "video"),
+            _receive(socket, live),
+            live.closed.wait(),
+        )
+    ]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        reason = next((str(t.exception()) for t in done if isinstance(t.exception(), InputError)), "")
+    finally:
+        live.detach(outlet)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    try:
+        await socket.close(1008 if reason else 1000, reason[:120] or live.error)
+    except RuntimeError:
+        return  # the client closed first
+
+
+async def _send(socket: WebSocket, outlet: Outlet, kind: str) -> None:
+    try:
+        while (held := await outlet.next(kind)) is not None:
+            await socket.send_bytes(held.ready)
+    except (WebSocketDisconnect, RuntimeError):
+        return
+
+
+async def _receive(socket: WebSocket, live: LiveSession) -> None:
+    rate, mode = 16_000, "speak"
+    while True:
+        message = await socket.receive()
+        if message["type"] == "websocket.disconnect":
+            return
+        if message.get("text") is not None:
+            rate, mode = _start(message["text"])
+            continue
+        data = message.get("bytes") or b""
+        if len(data) % 2:
+            raise InputError(f"{len(data)} bytes; expected 16-bit samples")
+        pcm = np.frombuffer(data, "<i2")
+        if mode == "listen":
+            await live.push_listen_audio(pcm, rate)
+        elif not len(pcm):
+            await live.end_of_speech()
+        else:
+            await _push(live, pcm, rate)
+
+
+async def _push(live: LiveSession, pcm: np.ndarray, rate: int) -> None:
+    """Take it all; where the buffer is full, the client's own socket fills up: backpressure."""
+    epoch, start = live.epoch, 0
+    while start < len(pcm) and live.epoch == epoch and not live.closed.is_set():
+        start += await live.push_audio(pcm[start:], rate)
+        if start < len(pcm):
+            await asyncio.sleep(0.1)
+
+
+def _start(text: str) -> tuple[int, str]:
+    try:
+        given = json.loads(text)
+        rate, mode = int(given.get("rate", 16_000)), str(given.get("mode", "speak"))
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError('expected {"rate": 16000, "mode": "speak"}') from error
+    if not 8_000 <= rate <= 96_000 or mode not in ("speak", "listen"):
+        raise InputError(f"rate {rate}, mode {mode[:20]!r}; expected 8000 to 96000, speak or listen")
+    return rate, mode

@@ -1,0 +1,119 @@
+"""Where a session's sound and frames wait to be sent: two short queues, paced by the session clock.
+
+An outlet prepares (converts, encodes) on the worker's thread and queues on the event loop. A client
+that does not take its frames loses the oldest; nothing grows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from visavis.clock import Clock
+from visavis.serve.metrics import Metrics
+from visavis.session import AudioBlock, VideoFrame
+
+FRAMES_HELD = 6  # 200 ms at 30 fps
+BLOCKS_HELD = 50  # 1 s
+
+
+@dataclass
+class Held:
+    """One thing to send, and when (clock nanoseconds)."""
+
+    item: AudioBlock | VideoFrame
+    ready: Any
+    when: int
+
+
+class Outlet:
+    """Base of the transports' outlets: override the two ``prepare`` methods.
+
+    Args:
+        clock: the sessions'.
+        margin_ms: added to every due time, so that late work still leaves evenly.
+        metrics: counts frames lost to slow clients, and the offset of sound and picture.
+    """
+
+    def __init__(self, clock: Clock, margin_ms: int, metrics: Metrics):
+        self.clock, self.metrics = clock, metrics
+        self.margin_ns = margin_ms * 1_000_000
+        self.epoch = 0
+        self.closed = False
+        self.sent = {"audio": 0, "video": 0}
+        self.offset_ms = 0.0  # sound minus picture, of the last frame handed over
+        self.on_first: Callable[[int], None] | None = None  # called once, at the first frame
+        self._slip = {"audio": 0, "video": 0}  # ns after the planned moment
+        self._queues: dict[str, deque[Held]] = {"audio": deque(), "video": deque()}
+        self._news = {"audio": asyncio.Event(), "video": asyncio.Event()}
+
+    def prepare_frame(self, frame: VideoFrame) -> Any:
+        """On the worker's thread."""
+        raise NotImplementedError
+
+    def prepare_block(self, block: AudioBlock) -> Any:
+        """On the worker's thread."""
+        raise NotImplementedError
+
+    def silence(self, ready: Any) -> Any:
+        """``ready`` of a block, made silent: an interruption leaves no hole in the timestamps."""
+        raise NotImplementedError
+
+    def offer(self, item: AudioBlock | VideoFrame, ready: Any, when: int) -> None:
+        """From the session, on the loop."""
+        if self.closed:
+            return
+        kind = "video" if isinstance(item, VideoFrame) else "audio"
+        held, limit = self._queues[kind], FRAMES_HELD if kind == "video" else BLOCKS_HELD
+        if item.epoch < self.epoch:  # on its way when the interruption came
+            if kind == "video":
+                return
+            ready = self.silence(ready)
+        held.append(Held(item, ready, when + self.margin_ns))
+        while len(held) > limit:
+            held.popleft()
+            if kind == "video":
+                self.metrics.dropped.labels("slow_client").inc()
+        self.metrics.queue_depth.labels(kind).set(len(held))
+        self._news[kind].set()
+
+    def interrupt(self) -> None:
+        """Old frames are thrown away, old sound becomes silence."""
+        self.epoch += 1
+        self._queues["video"].clear()
+        for held in self._queues["audio"]:
+            held.ready = self.silence(held.ready)
+
+    async def next(self, kind: str) -> Held | None:
+        """The next of a kind, at its moment; ``None`` when the outlet is closed."""
+        while not self.closed:
+            held = self._queues[kind]
+            if not held:
+                self._news[kind].clear()
+                await self._news[kind].wait()
+                continue
+            wait = held[0].when - self.clock.now()
+            if wait > 0:
+                await asyncio.sleep(wait / 1e9)
+                continue  # an interruption may have come meanwhile
+            thing = held.popleft()
+            self.sent[kind] += 1
+            self._slip[kind] = -wait
+            if kind == "video":
+                if self.on_first is not None:
+                    self.on_first(self.clock.now())
+                    self.on_first = None
+                self.offset_ms = (self._slip["audio"] - self._slip["video"]) / 1e6
+                self.metrics.av_offset.observe(abs(self.offset_ms) / 1e3)
+            return thing
+        return None
+
+    def close(self) -> None:
+        """Wake whoever waits; nothing more is taken."""
+        self.closed = True
+        for kind, event in self._news.items():
+            self._queues[kind].clear()
+            event.set()

@@ -1,0 +1,190 @@
+"""WebRTC: a session's outlet as VP8 and Opus tracks, the browser's microphone as its input."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from fractions import Fraction
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+from aiortc import (
+    RTCConfiguration,
+    RTCIceServer,
+    RTCPeerConnection,
+    RTCRtpSender,
+    RTCSessionDescription,
+)
+from aiortc.codecs import vpx
+from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
+from aiortc.sdp import candidate_from_sdp
+
+from visavis.errors import InputError
+from visavis.serve.config import ServeConfig
+from visavis.serve.engine import LiveSession
+from visavis.serve.outlet import Outlet
+from visavis.session import AudioBlock, VideoFrame
+
+log = logging.getLogger("visavis.serve")
+VIDEO_CLOCK = 90_000
+MAX_SDP = 64 << 10
+START_BITRATE, MIN_BITRATE, MAX_BITRATE = 1_800_000, 300_000, 4_000_000
+MIC_MODES = ("speak", "listen", "off")
+
+
+def raise_bitrates() -> None:
+    """Let VP8 start at what a 512 px face needs; aiortc has this as module constants only."""
+    vpx.DEFAULT_BITRATE, vpx.MIN_BITRATE, vpx.MAX_BITRATE = (
+        START_BITRATE,
+        MIN_BITRATE,
+        MAX_BITRATE,
+    )
+
+
+class RtcOutlet(Outlet):
+    """Frames as yuv420p and blocks as s16, as the encoders want them."""
+
+    def prepare_frame(self, frame: VideoFrame) -> av.VideoFrame:
+        """BT.601 limited range, what VP8 in browsers means without being told."""
+        picture = av.VideoFrame.from_ndarray(
+            cv2.cvtColor(frame.image, cv2.COLOR_RGB2YUV_I420), format="yuv420p"
+        )
+        picture.pts = round(frame.pts * VIDEO_CLOCK / frame.fps)
+        picture.time_base = Fraction(1, VIDEO_CLOCK)
+        return picture
+
+    def prepare_block(self, block: AudioBlock) -> av.AudioFrame:
+        """Mono; pts in samples."""
+        return _sound(to_s16(block.pcm), block.pts, block.rate)
+
+    def silence(self, ready: av.AudioFrame) -> av.AudioFrame:
+        """The same moment, silent."""
+        return _sound(np.zeros(ready.samples, np.int16), ready.pts, ready.sample_rate)
+
+
+def to_s16(pcm: np.ndarray) -> np.ndarray:
+    """``(N,)`` float32 to int16."""
+    return np.round(np.clip(pcm, -1, 1) * 32767).astype(np.int16)
+
+
+def _sound(pcm: np.ndarray, pts: int, rate: int) -> av.AudioFrame:
+    frame = av.AudioFrame.from_ndarray(pcm[None], format="s16", layout="mono")
+    frame.sample_rate, frame.pts, frame.time_base = rate, pts, Fraction(1, rate)
+    return frame
+
+
+class OutTrack(MediaStreamTrack):
+    """One kind of an outlet."""
+
+    def __init__(self, kind: str, outlet: Outlet):
+        super().__init__()
+        self.kind = kind
+        self._outlet = outlet
+
+    async def recv(self) -> Any:
+        """See `MediaStreamTrack`."""
+        held = await self._outlet.next(self.kind)
+        if held is None:
+            self.stop()
+            raise MediaStreamError
+        return held.ready
+
+
+class Peer:
+    """One peer connection of one session.
+
+    Args:
+        live: the session.
+        config: ICE servers and margin.
+    """
+
+    def __init__(self, live: LiveSession, config: ServeConfig):
+        self.live = live
+        servers = [RTCIceServer(**s.model_dump()) for s in config.ice_servers]
+        self.pc = RTCPeerConnection(RTCConfiguration(iceServers=servers))
+        worker = live.worker
+        self.outlet = RtcOutlet(worker.clock, config.margin_ms, worker.metrics)
+        self.mic = "speak"
+        self._tasks: set[asyncio.Task] = set()
+        self.pc.on("track", self._on_track)
+        self.pc.on("connectionstatechange", self._on_state)
+
+    async def answer(self, sdp: str) -> str:
+        """The answer to an offer.
+
+        Raises:
+            InputError: not an offer that can be answered.
+        """
+        if len(sdp) > MAX_SDP:
+            raise InputError(f"the offer has {len(sdp)} characters; expected at most {MAX_SDP}")
+        try:
+            await self.pc.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
+            for transceiver in self.pc.getTransceivers():
+                if transceiver.sender.track is None and transceiver.kind in ("audio", "video"):
+                    self.pc.addTrack(OutTrack(transceiver.kind, self.outlet))
+                if transceiver.kind == "video":
+                    _prefer_vp8(transceiver)
+            await self.pc.setLocalDescription(await self.pc.createAnswer())
+        except Exception as error:  # noqa: BLE001 - aiortc has no one class for a bad offer
+            await self.close()
+            raise InputError(f"the offer cannot be answered: {type(error).__name__}") from error
+        self.live.attach(self.outlet)
+        return self.pc.localDescription.sdp
+
+    async def candidate(self, given: dict[str, Any]) -> None:
+        """One of the browser's ICE candidates; an empty one ends them.
+
+        Raises:
+            InputError: not a candidate.
+        """
+        text = str(given.get("candidate") or "")
+        if not text:
+            await self.pc.addIceCandidate(None)
+            return
+        try:
+            candidate = candidate_from_sdp(text.split(":", 1)[1])
+            candidate.sdpMid = str(given.get("sdpMid") or "0")
+            candidate.sdpMLineIndex = int(given.get("sdpMLineIndex") or 0)
+            await self.pc.addIceCandidate(candidate)
+        except (AssertionError, IndexError, ValueError, TypeError) as error:
+            raise InputError("not an ICE candidate") from error
+
+    def _on_track(self, track: MediaStreamTrack) -> None:
+        if track.kind != "audio" or len(self._tasks) > 4:
+            return
+        task = asyncio.ensure_future(self._listen(track))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _listen(self, track: MediaStreamTrack) -> None:
+        try:
+            while True:
+                frame = await track.recv()
+                if self.mic == "off":
+                    continue
+                pcm = frame.to_ndarray().reshape(-1, len(frame.layout.channels))
+                push = (
+                    self.live.push_audio if self.mic == "speak" else self.live.push_listen_audio
+                )
+                await push(pcm, frame.sample_rate)
+        except (MediaStreamError, LookupError, BufferError, InputError):
+            return  # the microphone, or the session, is gone
+
+    async def _on_state(self) -> None:
+        if self.pc.connectionState in ("failed", "closed"):
+            await self.close()
+
+    async def close(self) -> None:
+        """Hang up; harmless when done."""
+        self.live.detach(self.outlet)
+        for task in list(self._tasks):
+            task.cancel()
+        await self.pc.close()
+
+
+def _prefer_vp8(transceiver: Any) -> None:
+    codecs = RTCRtpSender.getCapabilities("video").codecs
+    keep = [c for c in codecs if c.mimeType.lower() in ("video/vp8", "video/rtx")]
+    transceiver.setCodecPreferences(keep)

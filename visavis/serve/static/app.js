@@ -1,0 +1,378 @@
+// The page: one conversation with one face. WebRTC first; the media WebSocket where UDP is blocked.
+import { SocketMedia } from "/static/socket.js";
+import { Graph } from "/static/graph.js";
+
+const $ = (id) => document.getElementById(id);
+const WEBRTC_PATIENCE = 8000; // ms without a connection before the WebSocket is tried
+let token = sessionStorage.getItem("visavis-token") || "";
+let config = {};
+let face = "";
+let call = null; // the conversation that is on
+const graph = new Graph($("graph"));
+const mine = JSON.parse(localStorage.getItem("visavis-faces") || "[]");
+
+// --- server ------------------------------------------------------------------------------------
+
+async function ask(path, options = {}) {
+  const headers = new Headers(options.headers);
+  if (token) headers.set("Authorization", `Bearer ${token}`);
+  if (options.json) {
+    headers.set("Content-Type", "application/json");
+    options.body = JSON.stringify(options.json);
+  }
+  const answer = await fetch(path, { ...options, headers });
+  if (!answer.ok) {
+    let detail = answer.statusText;
+    try { detail = (await answer.json()).detail; } catch { /* not JSON */ }
+    throw new Error(typeof detail === "string" ? detail : "the request was refused");
+  }
+  return answer;
+}
+
+function complain(error) {
+  $("alert").textContent = error.message || String(error);
+  $("alert").hidden = false;
+  clearTimeout(complain.timer);
+  complain.timer = setTimeout(() => { $("alert").hidden = true; }, 6000);
+}
+
+const guarded = (work) => async (...args) => {
+  try { return await work(...args); } catch (error) { complain(error); }
+};
+
+function status(text, state) {
+  $("status").textContent = text;
+  $("status").dataset.state = state;
+}
+
+// --- faces -------------------------------------------------------------------------------------
+
+async function picture(id) {
+  const answer = await ask(`/avatars/${encodeURIComponent(id)}/image`);
+  return URL.createObjectURL(await answer.blob());
+}
+
+async function showFaces() {
+  const shared = await (await ask("/avatars")).json();
+  const box = $("faces");
+  box.replaceChildren();
+  for (const entry of [...shared, ...mine]) {
+    let url;
+    try { url = await picture(entry.id); } catch { continue; } // an upload the server forgot
+    const button = document.createElement("button");
+    button.type = "button";
+    button.setAttribute("role", "radio");
+    button.dataset.id = entry.id;
+    button.dataset.url = url;
+    const image = new Image();
+    image.src = url;
+    image.alt = "";
+    button.append(image, entry.name);
+    button.onclick = guarded(() => choose(entry.id));
+    button.onkeydown = (event) => {
+      const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+      if (!step) return;
+      event.preventDefault();
+      const all = [...box.children];
+      const next = all[(all.indexOf(button) + step + all.length) % all.length];
+      next.focus();
+      next.click();
+    };
+    box.append(button);
+  }
+  if (box.firstChild) await choose(face || box.firstChild.dataset.id);
+}
+
+async function choose(id) {
+  face = id;
+  for (const button of $("faces").children) {
+    const on = button.dataset.id === id;
+    button.setAttribute("aria-checked", String(on));
+    button.tabIndex = on ? 0 : -1;
+    if (on) $("poster").src = button.dataset.url;
+  }
+  if (call) call.send({ type: "avatar", id });
+}
+
+$("make").onsubmit = guarded(async (event) => {
+  event.preventDefault();
+  const button = event.submitter;
+  button.disabled = true;
+  button.textContent = "Looking at the photo…";
+  try {
+    const body = new FormData();
+    const file = $("photo").files[0];
+    body.append("file", file);
+    body.append("name", file.name.replace(/\.[^.]*$/, ""));
+    body.append("consent", String($("consent").checked));
+    const entry = await (await ask("/avatars", { method: "POST", body })).json();
+    mine.push({ id: entry.id, name: entry.name });
+    localStorage.setItem("visavis-faces", JSON.stringify(mine.slice(-12)));
+    face = entry.id;
+    await showFaces();
+    event.target.reset();
+  } finally {
+    button.disabled = false;
+    button.textContent = "Make the face";
+  }
+});
+
+// --- a conversation ----------------------------------------------------------------------------
+
+class Call {
+  async open() {
+    this.session = await (await ask("/sessions", { method: "POST", json: { avatar: face } })).json();
+    const base = location.origin.replace(/^http/, "ws");
+    const { id, tickets } = this.session;
+    this.control = new WebSocket(`${base}/sessions/${id}/control`, ["visavis.v1", `ticket.${tickets.control}`]);
+    this.control.onmessage = (event) => this.heard(JSON.parse(event.data));
+    this.control.onclose = () => this.close("The conversation ended");
+    await new Promise((yes, no) => {
+      this.control.onopen = yes;
+      this.control.onerror = () => no(new Error("the server cannot be reached"));
+    });
+    try {
+      if (new URLSearchParams(location.search).has("socket")) throw new Error("asked for");
+      await this.webrtc();
+    } catch {
+      this.pc?.close();
+      this.pc = null;
+      await this.socket();
+    }
+    this.timer = setInterval(() => this.measure(), 500);
+  }
+
+  async webrtc() {
+    const pc = (this.pc = new RTCPeerConnection({ iceServers: this.session.ice_servers }));
+    this.audio = pc.addTransceiver("audio", { direction: "sendrecv" });
+    pc.addTransceiver("video", { direction: "recvonly" });
+    const stream = new MediaStream();
+    pc.ontrack = (event) => {
+      stream.addTrack(event.track);
+      $("video").srcObject = stream;
+    };
+    pc.onicecandidate = (event) => this.send({ type: "candidate", candidate: event.candidate?.toJSON() ?? {} });
+    await pc.setLocalDescription(await pc.createOffer());
+    const answer = new Promise((resolve) => { this.answered = resolve; });
+    this.send({ type: "offer", sdp: pc.localDescription.sdp });
+    await pc.setRemoteDescription({ type: "answer", sdp: await answer });
+    await new Promise((yes, no) => {
+      const timer = setTimeout(() => no(new Error("no connection")), WEBRTC_PATIENCE);
+      const look = () => {
+        if (pc.connectionState === "connected") { clearTimeout(timer); yes(); }
+        if (pc.connectionState === "failed") { clearTimeout(timer); no(new Error("failed")); }
+      };
+      pc.onconnectionstatechange = look;
+      look();
+    });
+    pc.onconnectionstatechange = () => {
+      if (pc.connectionState === "failed") this.close("The connection was lost");
+    };
+    this.show($("video"));
+  }
+
+  async socket() {
+    const { id } = this.session;
+    const tickets = await (await ask(`/sessions/${id}/tickets`, { method: "POST" })).json();
+    this.media = new SocketMedia($("canvas"));
+    await this.media.open(id, tickets.media);
+    this.show($("canvas"));
+  }
+
+  show(element) {
+    element.hidden = false;
+    $("poster").style.opacity = 0;
+  }
+
+  send(message) {
+    if (this.control.readyState === WebSocket.OPEN) this.control.send(JSON.stringify(message));
+  }
+
+  heard(message) {
+    if (message.type === "answer") this.answered?.(message.sdp);
+    if (message.type === "stats") this.stats = message;
+    if (message.type === "cleared") this.media?.interrupt(message.epoch);
+    if (message.type === "error") complain(new Error(message.reason));
+    if (message.type === "closed") this.close(message.reason || "The conversation ended");
+  }
+
+  interrupt() {
+    this.media?.interrupt();
+    this.send({ type: "clear" });
+  }
+
+  async microphone(on, mode) {
+    if (on && !this.mic) {
+      if (!navigator.mediaDevices) throw new Error("the microphone needs https or localhost");
+      const sound = { echoCancellation: true, noiseSuppression: true, autoGainControl: true };
+      this.mic = await navigator.mediaDevices.getUserMedia({ audio: sound });
+    }
+    if (!on && this.mic) {
+      this.mic.getTracks().forEach((track) => track.stop());
+      this.mic = null;
+    }
+    this.send({ type: "mic", mode: on ? mode : "off" });
+    if (this.pc) await this.audio.sender.replaceTrack(this.mic?.getAudioTracks()[0] ?? null);
+    else await this.media.microphone(this.mic, mode);
+    if (!on) this.send({ type: "end_of_speech" });
+  }
+
+  mute(on) {
+    $("video").muted = on;
+    this.media?.mute(on);
+  }
+
+  async measure() {
+    const live = this.pc ? await this.rtcFigures() : this.media?.figures();
+    if (!live || !this.stats?.latency_ms) return;
+    const latency = this.stats.latency_ms + live.network_ms;
+    const offset = live.offset_ms ?? this.stats.av_offset_ms;
+    graph.add(live.fps, latency, offset);
+    const unit = (value, name) => { const s = document.createElement("small"); s.textContent = name; return [value, s]; };
+    $("fps").replaceChildren(...unit(live.fps.toFixed(1), ""));
+    $("latency").replaceChildren(...unit(`${Math.round(latency)} `, "ms"));
+    $("offset").replaceChildren(...unit(`${offset > 0 ? "+" : ""}${Math.round(offset)} `, "ms"));
+    const s = this.stats;
+    $("detail").textContent = `${this.pc ? "WebRTC" : "WebSocket"}, quality ${s.tier}, ${s.dropped} of ${s.rendered + s.dropped} frames dropped, ${s.speaking ? "speaking" : "idle"}`;
+  }
+
+  async rtcFigures() {
+    const seen = {};
+    let trip = 0;
+    for (const report of (await this.pc.getStats()).values()) {
+      if (report.type === "inbound-rtp") seen[report.kind] = report;
+      if (report.type === "candidate-pair" && report.nominated) trip = report.currentRoundTripTime || 0;
+    }
+    const { video, audio } = seen;
+    if (!video) return null;
+    const last = this.last;
+    this.last = { frames: video.framesDecoded || 0, at: video.timestamp, held: video.jitterBufferDelay || 0, out: video.jitterBufferEmittedCount || 0 };
+    if (!last || this.last.at <= last.at) return null;
+    const fps = ((this.last.frames - last.frames) * 1000) / (this.last.at - last.at);
+    const held = (1000 * (this.last.held - last.held)) / Math.max(1, this.last.out - last.out);
+    const [a, v] = [audio?.estimatedPlayoutTimestamp, video.estimatedPlayoutTimestamp];
+    return { fps, network_ms: 500 * trip + held, offset_ms: a && v ? a - v : undefined };
+  }
+
+  close(why) {
+    if (this.closed) return;
+    this.closed = true;
+    clearInterval(this.timer);
+    this.control.close();
+    this.pc?.close();
+    this.media?.close();
+    this.mic?.getTracks().forEach((track) => track.stop());
+    if (call === this) hangUp(why);
+  }
+}
+
+function controls(on) {
+  for (const id of ["mic", "interrupt", "mute", "end", "sound"]) $(id).disabled = !on;
+  $("say").querySelector("button").disabled = !on;
+  $("start").hidden = on;
+}
+
+function hangUp(why) {
+  call = null;
+  controls(false);
+  for (const id of ["mic", "mute"]) $(id).setAttribute("aria-pressed", "false");
+  $("video").hidden = $("canvas").hidden = true;
+  $("video").srcObject = null;
+  $("poster").style.opacity = 1;
+  status(why, "idle");
+  $("start").disabled = false;
+}
+
+$("start").onclick = guarded(async () => {
+  $("start").disabled = true;
+  status("Connecting…", "busy");
+  const fresh = new Call();
+  try {
+    await fresh.open();
+    call = fresh;
+    controls(true);
+    status("Live", "live");
+    $("interrupt").focus();
+  } catch (error) {
+    fresh.closed = true;
+    fresh.control?.close();
+    status("Not connected", "bad");
+    $("start").disabled = false;
+    throw error;
+  }
+});
+$("end").onclick = () => call?.close("The conversation ended");
+$("interrupt").onclick = () => call?.interrupt();
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && call && !$("token-dialog").open) call.interrupt();
+});
+
+const mode = () => document.querySelector("input[name=mode]:checked").value;
+$("mic").onclick = guarded(async () => {
+  const on = $("mic").getAttribute("aria-pressed") !== "true";
+  await call.microphone(on, mode());
+  $("mic").setAttribute("aria-pressed", String(on));
+});
+for (const input of document.querySelectorAll("input[name=mode]")) {
+  input.onchange = guarded(async () => {
+    if ($("mic").getAttribute("aria-pressed") === "true") await call.microphone(true, mode());
+  });
+}
+$("mute").onclick = () => {
+  const on = $("mute").getAttribute("aria-pressed") !== "true";
+  call.mute(on);
+  $("mute").setAttribute("aria-pressed", String(on));
+};
+
+const play = guarded(async (file) => {
+  if (!file || !call) return;
+  const body = new FormData();
+  body.append("file", file);
+  const { seconds } = await (await ask(`/sessions/${call.session.id}/audio`, { method: "POST", body })).json();
+  status(`Speaking ${file.name} (${Math.round(seconds)} s)`, "live");
+});
+$("sound").onchange = async (event) => {
+  await play(event.target.files[0]);
+  event.target.value = "";
+};
+for (const kind of ["dragover", "dragleave", "drop"]) {
+  $("drop").addEventListener(kind, (event) => {
+    event.preventDefault();
+    $("drop").classList.toggle("over", kind === "dragover");
+    if (kind === "drop") play(event.dataTransfer.files[0]);
+  });
+}
+$("say").onsubmit = (event) => {
+  event.preventDefault();
+  const text = $("text").value.trim();
+  if (text && call) call.send({ type: "say", text });
+  $("text").value = "";
+};
+$("text").onkeydown = (event) => {
+  if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); $("say").requestSubmit(); }
+};
+addEventListener("pagehide", () => call?.close("Left"));
+
+// --- begin -------------------------------------------------------------------------------------
+
+async function begin() {
+  config = await (await fetch("/config")).json();
+  $("say-card").hidden = !config.tts;
+  if (config.needs_token && !token) {
+    $("token-dialog").showModal();
+    await new Promise((resolve) => { $("token-dialog").onclose = resolve; });
+    token = $("token").value;
+  }
+  try {
+    await showFaces();
+    if (token) sessionStorage.setItem("visavis-token", token);
+  } catch (error) {
+    if (!config.needs_token) throw error;
+    sessionStorage.removeItem("visavis-token");
+    token = "";
+    complain(error);
+    await begin();
+  }
+  document.body.dataset.ready = "yes";
+}
+guarded(begin)();
