@@ -24,6 +24,7 @@ from typer.exceptions import TyperException
 from visavis import cli_train
 from visavis.errors import ConfigError, ImageError, InputError, OutputError, VisavisError
 from visavis.eval.cli import app as eval_app
+from visavis.serve import cli as cli_serve
 
 if TYPE_CHECKING:
     import numpy as np
@@ -494,3 +495,4 @@ app.command("prepare")(cli_train.prepare)
 app.add_typer(cli_train.train_app, name="train", no_args_is_help=True)
 app.command("export")(cli_train.export)
 app.add_typer(eval_app, name="eval")
+app.command("serve")(cli_serve.serve)
