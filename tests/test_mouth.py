@@ -109,8 +109,10 @@ def test_inputs_hide_the_inner_mouth_and_place_the_jaw():
     assert maps.shape == (mouth.N_CHANNELS, mouth.SIZE, mouth.SIZE)
     assert np.abs(maps[:3, inside]).max() == 0.0
     other = crop.copy()
-    other[inside] = 3
-    np.testing.assert_array_equal(mouth.mouth_inputs(other, points), maps)
+    other[inside] = 51
+    changed = mouth.mouth_inputs(other, points)
+    np.testing.assert_array_equal(changed[:12], maps[:12])
+    np.testing.assert_allclose(changed[12:16, inside], 0.2, atol=1e-6)
     lower = mouth.mouth_inputs(crop, points + np.array([[0.0, 6.0]], np.float32))
     np.testing.assert_allclose(lower[7], maps[7])  # the skull's frame stays
     np.testing.assert_allclose(lower[9], maps[9] - 6 * 2 / mouth.SIZE, atol=1e-5)  # the jaw's goes
@@ -223,7 +225,7 @@ def test_shipped_net_paints_a_mouth():
 
     folder = files("visavis") / "assets" / "models" / "mouth"
     net = mouth.MouthNet(str(folder), "f32")
-    assert net.card["mega_multiply_adds"] <= 300
+    assert net.card["mega_multiply_adds"] <= 305
     crop = np.full((1, 128, 128, 3), (190, 140, 120), np.uint8)
     rgb, alpha = net.paint(crop, crop_points(face(24.0))[None])
     inside = alpha[0] > 0.99

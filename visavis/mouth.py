@@ -19,7 +19,7 @@ from visavis.types import State
 
 SIZE = 128  # px, side of the crop
 SPAN = 1.0  # side of the crop in eye distances (outer corners)
-N_CHANNELS = 18  # of the maps `mouth_inputs` makes
+N_CHANNELS = 17  # of the maps `mouth_inputs` makes
 GAP_OFF, GAP_ON = 0.006, 0.020  # eye distances: below, nothing is painted; above, all of it
 
 INNER_UPPER = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308)  # image left to right
@@ -46,7 +46,7 @@ _EYE_DISTANCE = 8.891718  # canonical units
 _CENTRE = np.array([0.0, 5.9, -5.0])  # middle of the crop: top at the nose base, then one span down
 _CHIN_REST = 2.79  # canonical units from the centre down to the mean of CHIN, mouth shut
 _TEETH_REST = -1.63  # from the centre to where the teeth meet
-_OVERBITE = 4.5  # crop px by which the upper incisors reach below that
+_TOOTH_PX = 11  # crop px, about one incisor
 
 
 def crop_transform(points: np.ndarray) -> np.ndarray:
@@ -180,59 +180,7 @@ def mouth_masks(points: np.ndarray, size: int = SIZE) -> dict[str, np.ndarray]:
     }
 
 
-class Teeth:
-    """The generic teeth of ``mouth_atlas.png``, ready to be laid into a crop. Constants only.
-
-    Args:
-        folder: where ``mouth_atlas.png`` and ``mouth_atlas.json`` lie; the package's by default.
-
-    Raises:
-        ModelError: the atlas is missing or damaged.
-    """
-
-    def __init__(self, folder: str | Path | None = None):
-        home = Path(folder) if folder else Path(__file__).parent / "assets"
-        try:
-            about = json.loads((home / "mouth_atlas.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as err:
-            raise ModelError(f"no readable mouth_atlas.json in {home}: {err}") from err
-        sheet = cv2.imread(str(home / "mouth_atlas.png"), cv2.IMREAD_UNCHANGED)
-        if sheet is None or sheet.shape[2] != 4:
-            raise ModelError(f"no RGBA mouth_atlas.png in {home}; run tools/make_mouth_atlas.py")
-        self._cavity = np.array(about["cavity_rgb"], np.float32) / 255
-        self._zoom = 2.0  # layers are kept at twice the crop's scale and halved by the warp
-        shrink = self._zoom * SIZE / SPAN / about["px_per_eye_distance"]
-        self._layers = {}
-        for name, layer in about["layers"].items():
-            x, y, width, height = layer["rect"]
-            rgba = sheet[y : y + height, x : x + width, [2, 1, 0, 3]].astype(np.float32) / 255
-            rgba[..., :3] *= rgba[..., 3:]
-            size = (round(width * shrink), round(height * shrink))
-            rgba = cv2.resize(rgba, size, interpolation=cv2.INTER_AREA)
-            anchor = (np.array(layer["anchor"]) + 0.5) * (size[0] / width, size[1] / height) - 0.5
-            self._layers[name] = rgba, anchor
-
-    def lay(self, points: np.ndarray, shift_x: float = 0.0, scale: float = 1.0) -> np.ndarray:
-        """Upper teeth in the skull's frame, lower ones in the jaw's, ``(SIZE, SIZE, 3)`` 0..1.
-
-        Args:
-            points: ``(478, >=2)`` in crop px.
-            shift_x: moves both rows, crop px.
-            scale: enlarges both about their anchors.
-        """
-        origin_x, skull_y, jaw_x, jaw_y = _origins(points)
-        out = np.broadcast_to(self._cavity, (SIZE, SIZE, 3))
-        for name, at in (("lower", (jaw_x, jaw_y)), ("upper", (origin_x, skull_y + _OVERBITE))):
-            rgba, anchor = self._layers[name]
-            zoom = scale / self._zoom
-            shift = np.array([at[0] + shift_x, at[1]]) - zoom * anchor
-            matrix = np.array([[zoom, 0, shift[0]], [0, zoom, shift[1]]])
-            laid = cv2.warpAffine(rgba, matrix, (SIZE, SIZE), flags=cv2.INTER_LINEAR)
-            out = out * (1 - laid[..., 3:]) + laid[..., :3]
-        return out
-
-
-def _origins(points: np.ndarray) -> tuple[float, float, float, float]:
+def tooth_origins(points: np.ndarray) -> tuple[float, float, float, float]:
     """x and y of the place where the teeth meet, in the skull's and in the jaw's frame, crop px."""
     middle = (SIZE - 1) / 2
     px = SIZE / (SPAN * _EYE_DISTANCE)
@@ -248,25 +196,19 @@ def gate(gap: float) -> float:
 
 
 def mouth_inputs(
-    crop: np.ndarray,
-    points: np.ndarray,
-    reference: np.ndarray | None = None,
-    masks: dict[str, np.ndarray] | None = None,
-    teeth: np.ndarray | None = None,
+    crop: np.ndarray, points: np.ndarray, masks: dict[str, np.ndarray] | None = None
 ) -> np.ndarray:
     """What the net sees of one mouth: ``(N_CHANNELS, SIZE, SIZE)`` float32.
 
     0-2 the crop in -1..1, 0 in the inner mouth, 3 inner, 4 removed, 5 lips, 6-7 x and y in the
     skull's frame, 8-9 in the jaw's, 10-11 y from the upper and the lower lip (all in half eye
-    distances), 12-14 the reference: the avatar's own inner mouth, in the skull's frame, 15-17 the
-    generic teeth.
+    distances), 12-14 the teeth that tier `mesh` has laid into the crop, 0..1, 15 their light, 16 its
+    relative change along x: the gaps between teeth, which the net may add as they are.
 
     Args:
-        crop: ``(SIZE, SIZE, 3)`` uint8 RGB.
+        crop: ``(SIZE, SIZE, 3)`` uint8 RGB, its inner mouth filled as tier `mesh` does.
         points: ``(478, >=2)`` in crop px.
-        reference: ``(SIZE, SIZE, 4)`` uint8 from `make_reference`, or ``None``.
         masks: from `mouth_masks`, when already at hand.
-        teeth: ``(SIZE, SIZE, 3)`` from `Teeth.lay`; none are shown without.
     """
     masks = masks or mouth_masks(points)
     out = np.empty((N_CHANNELS, SIZE, SIZE), np.float32)
@@ -276,7 +218,7 @@ def mouth_inputs(
     out[:3] -= 1.0
     out[:3] *= keep
     out[3], out[4], out[5] = masks["inner"], masks["removed"], masks["lips"]
-    middle, skull_y, jaw_x, jaw_y = _origins(points)
+    middle, skull_y, jaw_x, jaw_y = tooth_origins(points)
     ramp = np.arange(SIZE, dtype=np.float32)
     rows, columns = ramp[:, None], ramp[None, :]
     origins = (
@@ -285,15 +227,13 @@ def mouth_inputs(
     )  # fmt: skip
     for channel, (axis, origin) in enumerate(origins, 6):
         out[channel] = (axis - np.float32(origin)) * np.float32(2.0 * SPAN / SIZE)
-    out[12:] = 0.0
-    if reference is not None:
-        shown = reference[..., 3] * np.float32(1 / 255)
-        for channel in range(3):
-            np.multiply(reference[..., channel], np.float32(1 / 127.5), out=out[12 + channel])
-        out[12:15] *= shown
-    if teeth is not None:
-        out[15:] = teeth.transpose(2, 0, 1)
-        out[15:] *= masks["removed"]
+    removed = masks["removed"]
+    for channel in range(3):
+        np.multiply(crop[..., channel], removed * np.float32(1 / 255), out=out[12 + channel])
+    light = crop.mean(2, dtype=np.float32) / 255
+    mean = cv2.blur(light, (_TOOTH_PX, 1))
+    out[15] = light * removed
+    out[16] = np.clip((light - mean) / (mean + 0.1), -1.0, 1.0) * removed
     return out
 
 
@@ -313,6 +253,12 @@ def make_reference(image: np.ndarray, points: np.ndarray, least_gap: float = 0.0
     mask = cv2.erode(mouth_masks(local)["inner"], np.ones((3, 3), np.uint8))
     crop = warp_crop(image, transform)
     return np.dstack([crop, np.rint(mask * 255).astype(np.uint8)])
+
+
+def overlay(crop: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """The crop with the avatar's own teeth laid over it, in the skull's frame."""
+    cover = reference[..., 3:].astype(np.float32) / 255
+    return np.rint(crop + (reference[..., :3].astype(np.float32) - crop) * cover).astype(np.uint8)
 
 
 class MouthNet:
@@ -347,7 +293,6 @@ class MouthNet:
             )
         self.card = card
         self.smoothing = smoothing
-        self._teeth = Teeth()
         self._graph = Graph(folder / card["graph"], threads=threads, precision=precision)
 
     def init_state(self, batch: int = 1) -> State:
@@ -363,9 +308,11 @@ class MouthNet:
         """Paint mouths that have no past.
 
         Args:
-            crops: ``(B, SIZE, SIZE, 3)`` uint8 RGB, cut with `crop_transform`.
+            crops: ``(B, SIZE, SIZE, 3)`` uint8 RGB, cut with `crop_transform` from a frame whose
+                inner mouth tier `mesh` has filled (generic or own teeth, dimmed to the light).
             points: ``(B, 478, 2)`` or ``(B, 478, 3)`` in crop px.
-            reference: ``(B, SIZE, SIZE, 4)`` uint8 from `make_reference`, or ``None``.
+            reference: ``(B, SIZE, SIZE, 4)`` uint8 from `make_reference`, where the frame does not
+                show the avatar's own teeth already.
 
         Returns:
             colour ``(B, SIZE, SIZE, 3)`` uint8 and cover ``(B, SIZE, SIZE)`` float32 in 0..1.
@@ -394,11 +341,7 @@ class MouthNet:
             masks = [mouth_masks(points[i]) for i in rows]
             feeds = [
                 mouth_inputs(
-                    crops[i],
-                    points[i],
-                    None if reference is None else reference[i],
-                    m,
-                    self._teeth.lay(points[i]),
+                    crops[i] if reference is None else overlay(crops[i], reference[i]), points[i], m
                 )
                 for i, m in zip(rows, masks, strict=True)
             ]

@@ -8,6 +8,7 @@ stills repeat faces under several names.
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,22 +17,26 @@ import cv2
 import numpy as np
 
 from visavis.backends import Graph
+from visavis.errors import ModelError
 from visavis.facemesh import FaceMesh
 from visavis.mouth import (
     SIZE,
     SPAN,
-    Teeth,
     apply_transform,
     crop_transform,
     lip_gap,
     mouth_inputs,
     mouth_masks,
+    overlay,
+    tooth_origins,
     warp_crop,
 )
 
 MARGIN = 32  # px around the crop kept in the cache, so that augmentation has pixels to move in
 CANVAS = SIZE + 2 * MARGIN
 LEAST_GAP = 0.012  # eye distances; stills and frames below show no inner mouth
+OVERBITE = 4.0  # crop px by which the upper incisors reach below the line where teeth meet
+LOWER_DIM = 0.66  # as tier `mesh` dims lower teeth and tongue
 SAME_PERSON = 0.50  # cosine of embeddings above which two stills are one identity
 REID_POINTS = np.array(
     [[0.3156, 0.4616], [0.6826, 0.4616], [0.5003, 0.6405], [0.3495, 0.8247], [0.6534, 0.8247]]
@@ -178,6 +183,60 @@ def _video(path: Path, domain: str, every: int, mesh: FaceMesh) -> list[tuple]:
     return rows
 
 
+class Teeth:
+    """The generic teeth of ``mouth_atlas.png``, ready to be laid into a crop. Constants only.
+
+    Args:
+        folder: where ``mouth_atlas.png`` and ``mouth_atlas.json`` lie; the package's by default.
+
+    Raises:
+        ModelError: the atlas is missing or damaged.
+    """
+
+    def __init__(self, folder: str | Path | None = None):
+        home = Path(folder) if folder else Path(__file__).parents[1] / "assets"
+        try:
+            about = json.loads((home / "mouth_atlas.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as err:
+            raise ModelError(f"no readable mouth_atlas.json in {home}: {err}") from err
+        sheet = cv2.imread(str(home / "mouth_atlas.png"), cv2.IMREAD_UNCHANGED)
+        if sheet is None or sheet.shape[2] != 4:
+            raise ModelError(f"no RGBA mouth_atlas.png in {home}; run tools/make_mouth_atlas.py")
+        self._cavity = np.array(about["cavity_rgb"], np.float32) / 255
+        self._zoom = 2.0  # layers are kept at twice the crop's scale and halved by the warp
+        shrink = self._zoom * SIZE / SPAN / about["px_per_eye_distance"]
+        self._layers = {}
+        for name, layer in about["layers"].items():
+            x, y, width, height = layer["rect"]
+            rgba = sheet[y : y + height, x : x + width, [2, 1, 0, 3]].astype(np.float32) / 255
+            rgba[..., :3] *= rgba[..., 3:]
+            size = (round(width * shrink), round(height * shrink))
+            rgba = cv2.resize(rgba, size, interpolation=cv2.INTER_AREA)
+            anchor = (np.array(layer["anchor"]) + 0.5) * (size[0] / width, size[1] / height) - 0.5
+            self._layers[name] = rgba, anchor
+
+    def lay(self, points: np.ndarray, shift_x: float = 0.0, scale: float = 1.0) -> np.ndarray:
+        """Upper teeth in the skull's frame, lower ones in the jaw's, ``(SIZE, SIZE, 3)`` 0..1.
+
+        Args:
+            points: ``(478, >=2)`` in crop px.
+            shift_x: moves both rows, crop px.
+            scale: enlarges both about their anchors.
+        """
+        origin_x, skull_y, jaw_x, jaw_y = tooth_origins(points)
+        out = np.broadcast_to(self._cavity, (SIZE, SIZE, 3))
+        for name, at in (("lower", (jaw_x, jaw_y)), ("upper", (origin_x, skull_y + OVERBITE))):
+            rgba, anchor = self._layers[name]
+            zoom = scale / self._zoom
+            shift = np.array([at[0] + shift_x, at[1]]) - zoom * anchor
+            matrix = np.array([[zoom, 0, shift[0]], [0, zoom, shift[1]]])
+            laid = cv2.warpAffine(rgba, matrix, (SIZE, SIZE), flags=cv2.INTER_LINEAR)
+            out = out * (1 - laid[..., 3:]) + laid[..., :3] * (
+                LOWER_DIM if name == "lower" else 1.0
+            )
+        return out
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How `MouthSampler` mixes and disturbs.
@@ -196,7 +255,7 @@ class Sampling:
     domains: dict[str, float]
     half_shut: float = 0.35
     own_reference: float = 0.7
-    still_reference: float = 0.12
+    still_reference: float = 0.15
     seam: float = 0.5
     stretch: float = 0.3
     points_px: float = 0.35
@@ -260,19 +319,27 @@ class MouthSampler:
         under = self._under(rng, real, points, masks)
         shift, scale = self._teeth_fit(row)
         fit = (shift + rng.normal(0, 0.5), scale)
-        laid = self.teeth.lay(points + noise, *fit)
+        glow = teeth_light(real, masks["lips"]) * np.exp(rng.normal(0, 0.2)) * rng.uniform(0.5, 1)
+        under = self._under(rng, real, points, masks)
+
+        def filled(at: np.ndarray, inner: np.ndarray) -> np.ndarray:
+            laid = np.clip(self.teeth.lay(at, *fit) * (glow * 255), 0, 255).astype(np.uint8)
+            laid = laid if reference is None else overlay(laid, reference)
+            return np.rint(under + (laid - under) * inner[..., None]).astype(np.uint8)
+
+        base = filled(points + noise, masks["inner"])
         out = {
-            "inputs": mouth_inputs(under, points + noise, reference, masks, laid),
+            "inputs": mouth_inputs(base, points + noise, masks),
             "real": real.transpose(2, 0, 1) / np.float32(127.5) - 1,
-            "under": under.transpose(2, 0, 1) / np.float32(127.5) - 1,
+            "under": base.transpose(2, 0, 1) / np.float32(127.5) - 1,
             "inner": masks["inner"][None],
             "removed": masks["removed"][None],
             "limit": masks["limit"][None],
         }
         if again:
             nearby = points + smooth_noise(rng, points, s.points_px)
-            laid = self.teeth.lay(nearby, *fit)
-            out["jittered"] = mouth_inputs(under, nearby, reference, None, laid)
+            other = mouth_masks(nearby)
+            out["jittered"] = mouth_inputs(filled(nearby, other["inner"]), nearby, other)
         if rng.random() < 0.5:
             out = {k: np.ascontiguousarray(v[..., ::-1]) for k, v in out.items()}
             for key in out.keys() & {"inputs", "jittered"}:
@@ -311,14 +378,13 @@ class MouthSampler:
         points: np.ndarray,
         masks: dict[str, np.ndarray],
     ) -> np.ndarray:
-        """The picture a mesh warp would have left: soft lips, a smeared rim, a dark hole."""
+        """The picture a mesh warp would have left around the mouth: soft lips, a smeared rim."""
         under = real.copy()
         if rng.random() < self.sampling.stretch:
             factor = rng.uniform(1.2, 2.2)
             small = cv2.resize(under, (SIZE, int(SIZE / factor)), interpolation=cv2.INTER_AREA)
             under = cv2.resize(small, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
         dark = np.array([34, 14, 14]) * rng.uniform(0.3, 1.4)
-        hole = masks["inner"][..., None]
         if rng.random() < self.sampling.seam:
             reach = int(rng.integers(1, 4))
             kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1,) * 2)
@@ -327,8 +393,13 @@ class MouthSampler:
             tone = (real * lips).sum((0, 1)) / (lips.sum() + 1)
             smear = dark + (tone - dark) * rng.uniform(0.0, 0.9)
             under = under * (1 - rim) + smear * rim
-        under = under * (1 - hole) + dark * hole
-        return np.clip(np.rint(under), 0, 255).astype(np.uint8)
+        return np.clip(np.rint(under), 0, 255).astype(np.float32)
+
+
+def teeth_light(picture: np.ndarray, lips: np.ndarray) -> float:
+    """How bright the generic teeth look in a picture's light, about 0.3..1.1, from its skin."""
+    skin = picture.mean(2) * (1 - lips)
+    return float(np.clip(skin.sum() / ((1 - lips).sum() + 1) / 150.0, 0.3, 1.1))
 
 
 def register_teeth(
