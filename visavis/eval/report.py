@@ -18,7 +18,10 @@ from visavis.eval.stats import bootstrap, sign_flip_test
 
 BASELINES = ("shuffled", "silence", "static")  # a measure on which one of these beats us is red
 ORDER = ("real", "ceiling", "ours", "shuffled")  # each at least as good as the next
-SYNC = ("open_r2", "av_r")  # on these, shuffled is at most as good as static
+# On this, shuffled is at most as good as static. Correlations cannot say so: they do not punish
+# wrong
+# motion, and two GRID sentences share their rhythm (shuffled r 0.58, still 0).
+SYNC = ("open_r2",)
 ORDERED = ("open_r2", "open_r", "mouth_nme", "psnr_mouth", "av_r")
 
 

@@ -392,6 +392,9 @@ def _work(bench: Bench, job: Job) -> dict[str, Any]:
     """In a worker process: models are opened once per process."""
     global _tools
     if _tools is None:
+        import cv2
+
+        cv2.setNumThreads(1)  # the processes are the parallelism
         _tools = open_tools(bench.models)
     return run_job(bench, job, _tools)
 
