@@ -20,7 +20,6 @@ from visavis.mouth import (
     MouthNet,
     apply_transform,
     crop_transform,
-    make_reference,
     paste,
     warp_crop,
 )
@@ -71,7 +70,6 @@ class Renderer:
         self._eyes = EyePainter(avatar)
         self._teeth = TeethPainter(avatar)
         self._net = MouthNet(mouth_dir, threads=threads) if tier == "patch" else None
-        self._reference = make_reference(avatar.image, avatar.points)[None]
 
     def init_state(self, batch: int = 1) -> State:
         """Memory of no previous frame."""
@@ -123,15 +121,17 @@ class Renderer:
         np.copyto(out, self._base)
         compose(warped, self._base, self.mesh.spans, out)
         self._eyes.paint(out, face, motion)
-        self._teeth.paint(out, face, pose, motion)
+        own_teeth = self._teeth.paint(out, face, pose, motion)
         if self._net is None:
             return state
         transform = crop_transform(face)
         crop = warp_crop(out, transform)[None]
         local = apply_transform(transform, face)[None]
         memory = {k.removeprefix("render/"): v for k, v in state.items()}
-        memory, rgb, alpha = self._net.step(memory, crop, local, self._reference)
+        memory, rgb, alpha = self._net.step(memory, crop, local)
         paste(out, transform, rgb[0], alpha[0])
+        if own_teeth is not None:
+            own_teeth.put_back()
         return {f"render/{k}": v for k, v in memory.items()}
 
 

@@ -8,6 +8,7 @@ light and shaded towards the lips; what lies behind is dark.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -34,6 +35,26 @@ OWN_TEETH_GAP = 0.04  # a photo's mouth open this far shows teeth worth keeping
 SKIN = np.array([50, 280, 205, 425, 101, 330])
 
 
+@dataclass(frozen=True)
+class OwnTeeth:
+    """The photo's own teeth in one frame.
+
+    Attributes:
+        area: ``(h, w, 3)`` view into the frame.
+        picture: what was painted there.
+        cover: ``(h, w, 1)`` float32, how much of each pixel is the photo's own.
+    """
+
+    area: np.ndarray
+    picture: np.ndarray
+    cover: np.ndarray
+
+    def put_back(self) -> None:
+        """Undo what was painted over them since."""
+        mixed = self.area * (1 - self.cover) + self.picture * self.cover
+        self.area[:] = np.round(mixed).astype(np.uint8)
+
+
 class TeethPainter:
     """Draws the inner mouth of one avatar; constants only."""
 
@@ -52,7 +73,9 @@ class TeethPainter:
         self._chin = avatar.neutral[CHIN].astype(np.float64).mean(0)
         self._own = _own_teeth(avatar)
 
-    def paint(self, frame: np.ndarray, face: np.ndarray, pose: Pose, motion: np.ndarray) -> None:
+    def paint(
+        self, frame: np.ndarray, face: np.ndarray, pose: Pose, motion: np.ndarray
+    ) -> OwnTeeth | None:
         """Fill the inner mouth of a frame, in place.
 
         Args:
@@ -60,6 +83,9 @@ class TeethPainter:
             face: ``(478, 3)`` posed pixels.
             pose: of the head.
             motion: ``(D,)``.
+
+        Returns:
+            Where the photo's own teeth were laid, for whoever paints over this.
         """
         gap = float(motion[CHANNEL["jaw_open"]])
         ring = face[LIP_INNER, :2]
@@ -68,7 +94,7 @@ class TeethPainter:
         low = np.maximum(np.floor(ring.min(0)).astype(int) - 2, 0)
         high = np.minimum(np.ceil(ring.max(0)).astype(int) + 3, frame.shape[0])
         if gap <= 0 or (high <= low).any():
-            return
+            return None
         shape = (int(high[1] - low[1]), int(high[0] - low[0]))
         cover = opening_cover(ring - low, shape)
         inside = np.empty((*shape, 3), np.float32)
@@ -76,12 +102,14 @@ class TeethPainter:
         jaw = pose.remove(face[CHIN]).mean(0) - self._chin
         for layer, place in (("lower", self._lower + jaw), ("upper", self._upper)):
             self._lay(inside, layer, place, pose, low)
-        if self._own is not None:
-            self._lay_own(inside, pose, low)
-        area = frame[low[1] : high[1], low[0] : high[0]]
         shade = _shade(cover, pose.scale, gap)
+        inside *= shade
+        # the photo's teeth have their light already: they only darken as the mouth shuts
+        own = None if self._own is None else self._lay_own(inside, pose, low, np.sqrt(shade))
+        area = frame[low[1] : high[1], low[0] : high[0]]
         cover = cover[..., None]
-        area[:] = np.round(area * (1 - cover) + inside * shade * cover).astype(np.uint8)
+        area[:] = np.round(area * (1 - cover) + inside * cover).astype(np.uint8)
+        return None if own is None else OwnTeeth(area, area.copy(), own * cover)
 
     def _close_seam(self, frame: np.ndarray, face: np.ndarray, strength: float) -> None:
         """Where a smiling photo's lips are shut, the rim of its teeth would shine between them."""
@@ -113,14 +141,17 @@ class TeethPainter:
         dim = LOWER_DIM if layer == "lower" else 1.0
         inside += warped[..., :3] * (dim * self._light).astype(np.float32)
 
-    def _lay_own(self, inside: np.ndarray, pose: Pose, low: np.ndarray) -> None:
+    def _lay_own(
+        self, inside: np.ndarray, pose: Pose, low: np.ndarray, shade: np.ndarray
+    ) -> np.ndarray:
         picture, place = self._own
         matrix = _affine(place["pixels"], pose.apply(place["face"])[:, :2] - low)
         size = (inside.shape[1], inside.shape[0])
         warped = cv2.warpAffine(picture, matrix, size, flags=cv2.INTER_LINEAR)
         alpha = warped[..., 3:]
         inside *= 1 - alpha
-        inside += warped[..., :3]
+        inside += warped[..., :3] * shade
+        return alpha
 
 
 def _own_teeth(avatar: Avatar) -> tuple[np.ndarray, dict] | None:
