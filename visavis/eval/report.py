@@ -130,14 +130,15 @@ def summarise(
     return facts | {"splits": splits, "speed": speed or {}}
 
 
-def _pick(scored: list[dict[str, Any]], count: int = 3) -> list[dict[str, str]]:
+def _pick(scored: list[dict[str, Any]], count: int = 2) -> list[dict[str, str]]:
     """Pictures of the median clip and of the worst ones, by correlation of lip opening."""
     ranked = sorted(
         (r for r in scored if "curves" in r), key=lambda r: (math.isnan(r["worst"]), r["worst"])
     )
     picks = [("worst", r) for r in ranked[:count]]
-    if len(ranked) > count:
-        picks.insert(0, ("median", ranked[len(ranked) // 2]))
+    median = ranked[len(ranked) // 2] if ranked else None
+    if median is not None and median not in ranked[:count]:
+        picks.insert(0, ("median", median))
     return [
         {"why": why, "name": r["name"], "r": r["worst"], "curves": r["curves"], "strip": r["strip"]}
         for why, r in picks
