@@ -39,16 +39,7 @@ def motion_of(pipe, pcm, cuts):
     for piece in np.split(pcm, cuts):
         state, steps = pipe.hear(state, piece[None])
         out.append(steps[0])
-    return np.concatenate([*out, pipe._last_steps(state, pytest.timer)[1][0]])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _untimed():
-    from visavis.pipeline import _untimed
-
-    pytest.timer = _untimed
-    yield
-    del pytest.timer
+    return np.concatenate([*out, pipe.hear_rest(state)[1][0]])
 
 
 @pytest.mark.parametrize("size", [1, 7, 160, 333, 16_000])

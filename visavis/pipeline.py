@@ -169,17 +169,21 @@ class Pipeline:
 
     def flush(self, state: State, timer: Timer = _untimed) -> list[Frame]:
         """The frames still owed when the sound has ended: ``round(duration * fps)`` in all."""
-        return [frame for frames in self.drain(state, timer) for frame in frames]
+        return list(self.drain(*self.hear_rest(state, timer), timer))
 
-    def drain(self, state: State, timer: Timer = _untimed) -> Iterator[list[Frame]]:
-        """``flush``, a few frames at a time."""
-        state, steps = self._last_steps(state, timer)
+    def drain(self, state: State, steps: np.ndarray, timer: Timer = _untimed) -> Iterator[Frame]:
+        """The frames still owed, one by one.
+
+        Args:
+            state: after ``hear_rest``.
+            steps: the motion that ``hear_rest`` gave.
+        """
         state, rows = self._to_frames(state, steps, timer)
         samples = int(state["pipeline/samples"][0])
         rows = np.concatenate([rows, self.interpolator.flush(state, samples)], axis=1)
         for k in range(rows.shape[1]):
             state, frames = self.draw(state, rows[:, k : k + 1], timer)
-            yield frames
+            yield from frames
 
     def hear(
         self, state: State, pcm: np.ndarray, timer: Timer = _untimed
@@ -223,8 +227,8 @@ class Pipeline:
         with timer("smoothing"):
             return _run(self.interpolator, state, steps)
 
-    def _last_steps(self, state: State, timer: Timer) -> tuple[State, np.ndarray]:
-        """What the stages before the interpolator still owe, each drained into the next."""
+    def hear_rest(self, state: State, timer: Timer = _untimed) -> tuple[State, np.ndarray]:
+        """The sound has ended: the motion still owed, each stage drained into the next."""
         with timer("features"):
             features = self.features.flush(state)
         with timer("motion"):
@@ -297,12 +301,10 @@ def stream(
             state, rows = pipe._to_frames(state, steps, timer)
             state, frames = pipe.draw(state, rows, timer)
             yield from frames
-    if on_motion:
-        steps = pipe._last_steps(state, _untimed)[1]
-        if steps.shape[1]:
-            on_motion(steps[0])
-    for frames in pipe.drain(state, timer):
-        yield from frames
+    state, steps = pipe.hear_rest(state, timer)
+    if on_motion and steps.shape[1]:
+        on_motion(steps[0])
+    yield from pipe.drain(state, steps, timer)
 
 
 def render(
