@@ -93,7 +93,7 @@ def speak(pipe: Pipeline, pcm: np.ndarray, seed: int) -> np.ndarray:
     for start in range(0, len(pcm), MOTION_HOP):
         state, steps = pipe.hear(state, pcm[None, start : start + MOTION_HOP])
         parts.append(steps[0])
-    parts.append(pipe._last_steps(state, pipe_timer)[1][0])
+    parts.append(pipe.hear_rest(state, pipe_timer)[1][0])
     return np.concatenate(parts)
 
 
