@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-TEST_EXTRAS ?= test,train
+TEST_EXTRAS ?= test,train,serve,eval
 # pip of the machine installs into the venv, so a Python without ensurepip works too.
 PIP_INSTALL := $(PYTHON) -m pip --python $(BIN)/python install --quiet -c ci/constraints.txt
 
