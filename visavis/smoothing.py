@@ -36,16 +36,16 @@ class SmootherConfig:
     ``cutoff_hz`` and ``speed_gain`` are those of Casiez, Roussel, Vogel, "1 euro filter", CHI 2012.
     """
 
-    cutoff_hz: float = 5.0
-    speed_gain_hz: float = 12.0
+    cutoff_hz: float = 14.0
+    speed_gain_hz: float = 30.0
     speed_cutoff_hz: float = 6.0
     closure_open: float = 0.03  # a dip of the raw lip opening below this is a closure
-    contact: float = 0.012  # openings up to about here are lips that touch
-    quiet_open: float = 0.03  # a mouth this little open ...
-    quiet_speed: float = 0.35  # ... that moves less than this, in units, is silent
-    quiet_hold: int = 4  # steps of quiet before the mouth settles
-    settle: float = 0.35  # share of the way to rest per step
-    wake: float = 0.6  # share of the way back per step
+    contact: float = 0.008  # openings up to about here are lips that touch
+    quiet_open: float = 0.02  # a mouth this little open ...
+    quiet_speed: float = 0.06  # ... that moves less than this, in units, is silent
+    quiet_hold: int = 10  # steps of quiet before the mouth settles: longer than any closure
+    settle: float = 0.08  # share of the way to rest per step
+    wake: float = 0.3  # share of the way back per step
     knee: float = 0.9  # soft limits begin at this share of the range
 
 

@@ -12,7 +12,7 @@ from visavis.types import SPEECH_CHANNELS
 
 _JAW = SPEECH_CHANNELS.index("jaw_open")
 # Importance by channel: lips first, then what is measured with more noise.
-CHANNEL_WEIGHT = (2.5, 1.5, 0.6, 1.0, 0.7, 1.0, 0.5, 0.6, 0.6)
+CHANNEL_WEIGHT = (3.5, 1.5, 0.6, 1.0, 0.7, 1.0, 0.5, 0.6, 0.6)
 SHUT = 0.012  # lip opening, in eye distances, that is tracked on lips that touch
 
 
@@ -23,7 +23,7 @@ class LossWeights:
     regression: float = 1.0
     velocity: float = 2.0
     acceleration: float = 0.5
-    closure: float = 0.5
+    closure: float = 0.08
     amplitude: float = 0.1
     phones: float = 0.15
 
