@@ -27,8 +27,8 @@ def changed(pipe: Pipeline, pcm: np.ndarray, reach: int) -> tuple[int, int, floa
     """(frames, worst count of changed background pixels in a frame, mean share of background)."""
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1,) * 2)
     state, first, count, worst, share = pipe.init_state(), None, 0, 0, []
-    for start in range(0, len(pcm), MOTION_HOP):
-        state, steps = pipe.hear(state, pcm[None, start : start + MOTION_HOP])
+    for start in range(0, len(pcm), 2 * MOTION_HOP):
+        state, steps = pipe.hear(state, pcm[None, start : start + 2 * MOTION_HOP])
         for motion in steps[0][::2]:  # 25 frames a second, each at a motion step of its own
             mine = {k: v for k, v in state.items() if k.startswith("render/")}
             mine, images = pipe.renderer.step(mine, motion[None, None])

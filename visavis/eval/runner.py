@@ -325,11 +325,11 @@ def open_pipeline(bench: Bench, avatar: Any) -> Pipeline:
 def _person_photo(bench: Bench, job: Job, tools: Tools) -> Any:
     from visavis.avatar import create_avatar
     from visavis.eval.canvas import canvas_of
-    from visavis.eval.clips import read_frames
+    from visavis.video import read_video
 
     known = tools.photos.get(str(job.photo))
     if known is None:
-        frame = read_frames(job.photo, 0.001, [])[0][0]
+        frame = next(iter(read_video(job.photo)))[2]
         avatar = create_avatar(frame, size=bench.protocol.size, mesh=tools.mesh)
         known = avatar, canvas_of(avatar, tools.mesh.find(frame)[0].points)
         tools.photos[str(job.photo)] = known
