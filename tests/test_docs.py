@@ -15,10 +15,12 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 
 
 def blocks(language):
-    for page in PAGES:
-        for number, (kind, text) in enumerate(BLOCK.findall(page.read_text())):
-            if kind == language:
-                yield pytest.param(text, id=f"{page.relative_to(ROOT)}:{number}")
+    return [
+        pytest.param(text, id=f"{page.relative_to(ROOT)}:{number}")
+        for page in PAGES
+        for number, (kind, text) in enumerate(BLOCK.findall(page.read_text()))
+        if kind == language
+    ]
 
 
 @pytest.fixture
