@@ -152,6 +152,7 @@ def build_app(
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         rtc.raise_bitrates()
+        rtc.report_planned_time()
         engine.start()
         hall.spawn(hall.reap())
         yield

@@ -69,13 +69,21 @@ async def run_media(socket: WebSocket, live: LiveSession, config: ServeConfig) -
         reason = next((str(t.exception()) for t in done if isinstance(t.exception(), InputError)), "")
     finally:
         live.detach(outlet)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(tasks)
     try:
         await socket.close(1008 if reason else 1000, reason[:120] or live.error)
     except RuntimeError:
         return  # the client closed first
+
+
+async def end(tasks: list[asyncio.Task]) -> None:
+    """Cancel tasks and wait for them; what they raised is not this one's business."""
+    for task in tasks:
+        task.cancel()
+    done, _ = await asyncio.wait(tasks)
+    for task in done:
+        if not task.cancelled():
+            task.exception()
 
 
 async def _send(socket: WebSocket, outlet: Outlet, kind: str) -> None:

@@ -16,6 +16,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from visavis.errors import InputError, VisavisError
 from visavis.serve import speech
 from visavis.serve.engine import LiveSession
+from visavis.serve.media import end
 from visavis.serve.rtc import MIC_MODES
 
 if TYPE_CHECKING:
@@ -53,9 +54,7 @@ async def run_control(socket: WebSocket, hall: Hall, live: LiveSession) -> None:
     except (WebSocketDisconnect, RuntimeError):
         pass  # the client went first
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(tasks)
         await hall.close(live, "the control socket closed")
 
 
