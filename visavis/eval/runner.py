@@ -155,8 +155,10 @@ def cell_key(bench: Bench, job: Job) -> str:
     facts = bench.protocol.model_dump(mode="json") | {"splits": job.split.model_dump(mode="json")}
     files = [sha256_of(p) for p in (job.film, job.photo, job.sound, job.other) if p]
     peers = [sha256_of(p) for d in bench.peers for p in sorted(d.rglob(f"{job.name}.*"))]
-    here = Path(__file__).parent
-    judge = [sha256_of(here / f"{m}.py") for m in ("measures", "rows", "runner", "lips", "sync")]
+    apart = ("cli.py", "report.py", "figures.py", "mos.py", "stats.py", "speed.py")
+    judge = [
+        sha256_of(p) for p in sorted(Path(__file__).parent.glob("*.py")) if p.name not in apart
+    ]
     text = json.dumps([facts, bench.fingerprint, files, peers, judge], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

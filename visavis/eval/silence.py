@@ -9,28 +9,33 @@ import numpy as np
 from visavis.types import FEATURE_HOP, SAMPLE_RATE
 
 SILENCE_DB = -45.0  # under this level (10 ms RMS, full scale 0 dB) a hop is silence
+BELOW_SPEECH_DB = 20.0  # and so is one this far under the clip's loud hops: films carry room noise
+LEAST_HOPS = 8  # shorter bursts (80 ms) are clicks, not speech
 
 
-def speech_mask(
-    pcm: np.ndarray, threshold_db: float = SILENCE_DB, hang_ms: int = 150
-) -> np.ndarray:
-    """Which 10 ms hops hold sound, ``(len(pcm) // 160,)`` bool; gaps up to ``hang_ms`` are bridged.
+def speech_mask(pcm: np.ndarray, hang_ms: int = 150) -> np.ndarray:
+    """Which 10 ms hops hold speech, ``(len(pcm) // 160,)`` bool.
+
+    Louder than -45 dB and than 20 dB under the clip's 95th percentile; gaps up to ``hang_ms`` are
+    bridged, bursts under 80 ms dropped. The judge may look at the whole clip; the system may not.
 
     Args:
-        pcm: ``(S,)`` float32, 16 kHz, full scale 1. The level is absolute: no statistic of the
-        clip.
+        pcm: ``(S,)`` float32, 16 kHz, full scale 1.
     """
     hops = len(pcm) // FEATURE_HOP
-    power = (
-        (np.asarray(pcm[: hops * FEATURE_HOP], float) ** 2).reshape(hops, FEATURE_HOP).mean(axis=1)
-    )
-    loud = 10 * np.log10(power + 1e-12) > threshold_db
+    if hops == 0:
+        return np.zeros(0, bool)
+    power = (np.asarray(pcm[: hops * FEATURE_HOP], float) ** 2).reshape(hops, FEATURE_HOP)
+    level = 10 * np.log10(power.mean(axis=1) + 1e-12)
+    mask = level > max(SILENCE_DB, float(np.quantile(level, 0.95)) - BELOW_SPEECH_DB)
     hang = hang_ms * SAMPLE_RATE // 1000 // FEATURE_HOP
-    where = np.flatnonzero(loud)
-    mask = loud.copy()
+    where = np.flatnonzero(mask)
     for left, right in itertools.pairwise(where):
         if right - left <= hang:
             mask[left:right] = True
+    for start, end in spans(mask):
+        if end - start < LEAST_HOPS:
+            mask[start:end] = False
     return mask
 
 
