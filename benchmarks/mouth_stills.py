@@ -19,13 +19,14 @@ import numpy as np
 import torch
 
 from visavis.facemesh import FaceMesh
-from visavis.mouth import MouthNet, mouth_masks
+from visavis.mouth import MouthNet, lip_gap, mouth_masks
 from visavis.train.renderer import WINDOW
 from visavis.train.renderer_data import (
     MARGIN,
     MouthData,
     Teeth,
     held_out,
+    mesh_shade,
     stack,
     still_rows,
     teeth_light,
@@ -33,7 +34,6 @@ from visavis.train.renderer_data import (
 from visavis.train.renderer_losses import Perceptual, gradient_energy
 
 DARK = np.array([34, 14, 14], np.float32)
-MESH_SHADE = 0.75  # light that tier `mesh` lets into an open mouth
 TEETH = Teeth()
 
 
@@ -52,7 +52,8 @@ def repaint(net: MouthNet, image: np.ndarray, points: np.ndarray) -> tuple[np.nd
     """(dark, mesh, painted, inner): a dark hole, generic teeth, the net's painting, the mask."""
     masks = mouth_masks(points)
     inner = masks["inner"][..., None]
-    laid = TEETH.lay(points) * (255 * MESH_SHADE * teeth_light(image * (1 - inner), masks["lips"]))
+    light = 255 * teeth_light(image * (1 - inner), masks["lips"])
+    laid = TEETH.lay(points) * mesh_shade(masks["inner"], lip_gap(points)) * light
     dark, mesh = (
         np.rint(image + (fill - image) * inner).astype(np.uint8)
         for fill in (DARK, np.clip(laid, 0, 255))

@@ -165,7 +165,7 @@ def mouth_masks(points: np.ndarray, size: int = SIZE) -> dict[str, np.ndarray]:
     """The masks of one mouth, each ``(size, size)`` float32 in 0..1.
 
     ``inner``: between the lips. ``removed``: that, about 1 px larger; its photo pixels are not
-    shown to the net, and all of it is painted. ``limit``: about 5 px larger and fading; nothing
+    shown to the net. ``limit``: about 5 px larger and fading; nothing
     outside is painted. ``lips``: within the outer lip line. All vanish as the lips meet.
     """
     inner = between(points[list(INNER_UPPER)], points[list(INNER_LOWER)], size)
@@ -350,9 +350,7 @@ class MouthNet:
             keep = (self.smoothing * np.exp(-((moved / 1.5) ** 2)))[:, None, None, None]
             colour = np.clip(out[:, :3].transpose(0, 2, 3, 1), -1, 1) * 127.5 + 127.5
             rgb[rows] = colour + keep * (state["mouth/rgb"][rows] - colour)
-            hidden = np.stack([m["removed"] for m in masks])
-            limit = np.stack([m["limit"] for m in masks])
-            cover = hidden + (limit - hidden) * out[:, 3]
+            cover = np.stack([m["limit"] for m in masks]) * out[:, 3]
             alpha[rows] = cover * show[rows, None, None]
             past[rows] = lips[rows]
         painted = np.clip(np.rint(rgb), 0, 255).astype(np.uint8)

@@ -222,7 +222,7 @@ def wandering(step: int) -> tuple[slice, ...]:
 
 def compose(rgba: Tensor, batch: dict[str, Tensor]) -> Tensor:
     """What the viewer sees: the painting over what lies beneath."""
-    cover = batch["removed"] + (batch["limit"] - batch["removed"]) * rgba[:, 3:]
+    cover = batch["limit"] * rgba[:, 3:]
     return batch["under"] + (rgba[:, :3] - batch["under"]) * cover
 
 
@@ -246,7 +246,8 @@ def train_step(
     report: dict[str, float] = {}
     window = wandering(learner.step)
     inputs, jittered = batch["inputs"], batch.get("jittered")
-    batch = {k: v[window] for k, v in batch.items()}
+    natural = batch.pop("natural")
+    batch = {k: v[window] for k, v in batch.items()} | {"natural": natural}
     with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
         rgba = learner.net(inputs)[window].float()
         if adversarial:
@@ -271,7 +272,7 @@ def _train_critic(learner: Learner, shown: Tensor, batch: dict[str, Tensor]) -> 
     views = torch.cat([critic_view(batch["real"], batch), critic_view(shown, batch)])
     logits, _ = learner.critic(views)
     real, fake = logits.float().chunk(2)
-    mask = F.adaptive_max_pool2d(batch["limit"], real.shape[-2:])
+    mask = F.adaptive_max_pool2d(batch["limit"], real.shape[-2:]) * batch["natural"]
     loss = losses.critic_loss(real, fake, mask)
     learner.critic_optimiser.zero_grad()
     loss.backward()
@@ -300,7 +301,7 @@ def generator_loss(
         parts["perceptual"] = seen(shown, real).mean()
     if adversarial:
         logits, features = learner.critic(critic_view(shown, batch))
-        mask = F.adaptive_max_pool2d(batch["limit"], logits.shape[-2:])
+        mask = F.adaptive_max_pool2d(batch["limit"], logits.shape[-2:]) * batch["natural"]
         parts["critic"] = losses.fooling_loss(logits.float(), mask)
         with torch.no_grad():
             _, wanted = learner.critic(critic_view(real, batch))
@@ -308,9 +309,7 @@ def generator_loss(
             [(a - b).abs().mean().float() for a, b in zip(features, wanted, strict=True)]
         ).mean()
         again, few = batch["again"], len(batch["again"])
-        parts["steady"] = losses.masked_l1(
-            again[:, :3], rgba[:few, :3], batch["inner"][:few], 150.0
-        )
+        parts["steady"] = losses.masked_l1(again, rgba[:few], batch["inner"][:few], 150.0)
     total = sum(getattr(weight, k) * v for k, v in parts.items())
     return total, {("fool" if k == "critic" else k): float(v.detach()) for k, v in parts.items()}
 

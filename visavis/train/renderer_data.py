@@ -20,6 +20,7 @@ from visavis.backends import Graph
 from visavis.errors import ModelError
 from visavis.facemesh import FaceMesh
 from visavis.mouth import (
+    INNER_LOWER,
     SIZE,
     SPAN,
     apply_transform,
@@ -35,7 +36,8 @@ from visavis.mouth import (
 MARGIN = 32  # px around the crop kept in the cache, so that augmentation has pixels to move in
 CANVAS = SIZE + 2 * MARGIN
 LEAST_GAP = 0.012  # eye distances; stills and frames below show no inner mouth
-OVERBITE = 4.0  # crop px by which the upper incisors reach below the line where teeth meet
+OVERBITE = 3.5  # crop px by which the upper incisors reach below the line where teeth meet
+LOWER_DROP = 6.5  # and by which lower ones stay below it: means over 70 registered stills
 LOWER_DIM = 0.66  # as tier `mesh` dims lower teeth and tongue
 SAME_PERSON = 0.50  # cosine of embeddings above which two stills are one identity
 REID_POINTS = np.array(
@@ -215,17 +217,28 @@ class Teeth:
             anchor = (np.array(layer["anchor"]) + 0.5) * (size[0] / width, size[1] / height) - 0.5
             self._layers[name] = rgba, anchor
 
-    def lay(self, points: np.ndarray, shift_x: float = 0.0, scale: float = 1.0) -> np.ndarray:
+    def lay(
+        self,
+        points: np.ndarray,
+        shift_x: float = 0.0,
+        scale: float = 1.0,
+        up_y: float = 0.0,
+        low_y: float = 0.0,
+    ) -> np.ndarray:
         """Upper teeth in the skull's frame, lower ones in the jaw's, ``(SIZE, SIZE, 3)`` 0..1.
 
         Args:
             points: ``(478, >=2)`` in crop px.
             shift_x: moves both rows, crop px.
             scale: enlarges both about their anchors.
+            up_y, low_y: move the upper and the lower row down, crop px.
         """
         origin_x, skull_y, jaw_x, jaw_y = tooth_origins(points)
         out = np.broadcast_to(self._cavity, (SIZE, SIZE, 3))
-        for name, at in (("lower", (jaw_x, jaw_y)), ("upper", (origin_x, skull_y + OVERBITE))):
+        for name, at in (
+            ("lower", (jaw_x, jaw_y + LOWER_DROP + low_y)),
+            ("upper", (origin_x, skull_y + OVERBITE + up_y)),
+        ):
             rgba, anchor = self._layers[name]
             zoom = scale / self._zoom
             shift = np.array([at[0] + shift_x, at[1]]) - zoom * anchor
@@ -244,6 +257,7 @@ class Sampling:
     Attributes:
         domains: name to share of the batch.
         half_shut: share of stills whose lower lip is raised over part of the teeth.
+        torn: share of samples whose jaw is dropped as tier `mesh` does, wider than any photo here.
         own_reference: share of video samples that get another frame of the clip as reference.
         still_reference: share of stills that get themselves, warped hard.
         seam: share of samples whose lip rim is smeared as after a mesh warp.
@@ -254,6 +268,7 @@ class Sampling:
 
     domains: dict[str, float]
     half_shut: float = 0.35
+    torn: float = 0.4
     own_reference: float = 0.7
     still_reference: float = 0.15
     seam: float = 0.5
@@ -268,7 +283,7 @@ class MouthSampler:
     def __init__(self, data: MouthData, sampling: Sampling):
         self.data, self.sampling = data, sampling
         self.teeth = Teeth()
-        self._fits: dict[int, tuple[float, float]] = {}  # a memo, no state: see `register_teeth`
+        self._fits: dict[int, tuple[float, ...]] = {}  # a memo, no state: see `register_teeth`
         self.rows = {d: np.flatnonzero(data.domains == d) for d in sampling.domains}
         sharp = np.clip(data.eye_px / 100, 0.3, 1.0) * np.clip(data.gaps / 0.05, 0.3, 1.0)
         self.odds = {d: sharp[r] / sharp[r].sum() for d, r in self.rows.items() if len(r)}
@@ -304,7 +319,10 @@ class MouthSampler:
         data, s = self.data, self.sampling
         still = data.domains[row] in ("sfhq", "official_portraits")
         canvas, points = data.images[row], data.points[row].copy()
-        if still and rng.random() < s.half_shut:
+        torn = rng.random() < s.torn
+        if torn:
+            canvas, points = lower_jaw(canvas, points, rng)
+        elif still and rng.random() < s.half_shut:
             canvas, points = raise_lower_lip(canvas, points, rng)
         canvas, points = warp(canvas, points, rng)
         reference = self._reference(rng, row, still)
@@ -317,17 +335,19 @@ class MouthSampler:
         noise = smooth_noise(rng, points, s.points_px)
         masks = mouth_masks(points + noise)
         under = self._under(rng, real, points, masks)
-        shift, scale = self._teeth_fit(row)
-        fit = (shift + rng.normal(0, 0.5), scale)
-        glow = teeth_light(real, masks["lips"]) * np.exp(rng.normal(0, 0.2)) * rng.uniform(0.5, 1)
+        fit = self._teeth_fit(row) + rng.normal(0, 1, 4) * (0.5, 0.02, 1.0, 1.5)
+        glow = teeth_light(real, masks["lips"]) * np.exp(rng.normal(0, 0.15))
         under = self._under(rng, real, points, masks)
 
         def filled(at: np.ndarray, inner: np.ndarray) -> np.ndarray:
-            laid = np.clip(self.teeth.lay(at, *fit) * (glow * 255), 0, 255).astype(np.uint8)
+            laid = self.teeth.lay(at, *fit) * mesh_shade(inner, lip_gap(at)) * (glow * 255)
+            laid = np.clip(laid, 0, 255).astype(np.uint8)
             laid = laid if reference is None else overlay(laid, reference)
             return np.rint(under + (laid - under) * inner[..., None]).astype(np.uint8)
 
         base = filled(points + noise, masks["inner"])
+        if torn:  # nothing real is known of what the jaw has bared: keep what was laid
+            real = base
         out = {
             "inputs": mouth_inputs(base, points + noise, masks),
             "real": real.transpose(2, 0, 1) / np.float32(127.5) - 1,
@@ -335,6 +355,7 @@ class MouthSampler:
             "inner": masks["inner"][None],
             "removed": masks["removed"][None],
             "limit": masks["limit"][None],
+            "natural": np.full((1, 1, 1), float(not torn), np.float32),
         }
         if again:
             nearby = points + smooth_noise(rng, points, s.points_px)
@@ -346,7 +367,7 @@ class MouthSampler:
                 out[key][[6, 8]] *= -1
         return out
 
-    def _teeth_fit(self, row: int) -> tuple[float, float]:
+    def _teeth_fit(self, row: int) -> tuple[float, float, float, float]:
         if row not in self._fits:
             points = self.data.points[row]
             crop = self.data.images[row][MARGIN:-MARGIN, MARGIN:-MARGIN]
@@ -402,33 +423,55 @@ def teeth_light(picture: np.ndarray, lips: np.ndarray) -> float:
     return float(np.clip(skin.sum() / ((1 - lips).sum() + 1) / 150.0, 0.3, 1.1))
 
 
+def mesh_shade(inner: np.ndarray, gap: float) -> np.ndarray:
+    """The light that tier `mesh` lets into a mouth, ``(SIZE, SIZE, 3)``; see `visavis.teeth`."""
+    depth = cv2.GaussianBlur(inner, (0, 0), 0.035 * SIZE / SPAN)
+    share = min(max(gap / 0.10, 0.0), 1.0)
+    shade = (0.34 + 0.41 * share) + (0.25 + 0.05 * share) * depth
+    return shade[..., None] ** np.array([0.85, 1.05, 1.1], np.float32)
+
+
 def register_teeth(
     teeth: Teeth, real: np.ndarray, points: np.ndarray, inner: np.ndarray
-) -> tuple[float, float]:
-    """Sideways shift (crop px) and scale at which the generic teeth match the real ones best.
+) -> tuple[float, float, float, float]:
+    """Arguments of `Teeth.lay` at which the generic teeth match the real ones best.
 
-    Only in training: the net learns that tooth edges stand where the generic ones stand, and at
-    run time those are fixed to the skull. Heights are not matched; the net must judge them.
+    Only in training: so the net learns that teeth stand where tier `mesh` has put them, which at
+    run time knows the person's lips at rest. Gaps between teeth find the shift and the scale, then
+    light finds both heights.
     """
-    area = float(inner.sum())
-    if area < 120:
-        return 0.0, 1.0
-    rows = np.flatnonzero(inner.max(1) > 0.5)
-    columns = np.flatnonzero(inner.max(0) > 0.5)
+    if inner.sum() < 120:
+        return 0.0, 1.0, 0.0, 0.0
+    rows, columns = np.flatnonzero(inner.max(1) > 0.5), np.flatnonzero(inner.max(0) > 0.5)
     box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
     light = cv2.cvtColor(real, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    target = _edges(light)[box]
     mask = cv2.erode(inner, np.ones((3, 3)))[box]
+    target = _edges(light)[box] * mask
     best = (-1.0, 0.0, 1.0)
     for scale in (0.9, 1.0, 1.1):
         laid = cv2.cvtColor(teeth.lay(points, 0.0, scale), cv2.COLOR_RGB2GRAY)
         edges = cv2.copyMakeBorder(_edges(laid * 255), 3, 3, 6, 6, cv2.BORDER_REPLICATE)
         near = edges[box[0].start : box[0].stop + 6, box[1].start : box[1].stop + 12]
-        score = cv2.matchTemplate(near, target * mask, cv2.TM_CCORR_NORMED).max(0)
+        score = cv2.matchTemplate(near, target, cv2.TM_CCORR_NORMED).max(0)
         k = int(score.argmax())
         if score[k] > best[0]:
             best = (float(score[k]), 6.0 - k, scale)
-    return best[1], best[2]
+    _, shift, scale = best
+    target = _centred(light[box], mask)
+    height, most = (0.0, 0.0), -1.0
+    for up in range(-6, 9, 4):
+        for low in range(-9, 10, 6):
+            laid = cv2.cvtColor(teeth.lay(points, shift, scale, up, low), cv2.COLOR_RGB2GRAY)
+            score = float((_centred(laid[box], mask) * target).sum())
+            if score > most:
+                height, most = (float(up), float(low)), score
+    return shift, scale, *height
+
+
+def _centred(light: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Zero mean, unit length under the mask."""
+    x = (light - (light * mask).sum() / (mask.sum() + 1e-6)) * mask
+    return x / (np.linalg.norm(x) + 1e-6)
 
 
 def _edges(light: np.ndarray) -> np.ndarray:
@@ -467,17 +510,32 @@ def raise_lower_lip(
     canvas: np.ndarray, points: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Shut a smile part of the way: the lower lip slides up over teeth that stay where they are."""
+    return slide_lower_lip(
+        canvas, points, rng.uniform(0, 0.75) * max(float(points[14, 1] - points[13, 1]), 0.0)
+    )
+
+
+def lower_jaw(
+    canvas: np.ndarray, points: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Open the mouth as a mesh warp would, to anything up to 0.42 eye distances."""
+    room = 0.42 * SIZE / SPAN - max(float(points[14, 1] - points[13, 1]), 0.0)
+    return slide_lower_lip(canvas, points, -max(room, 0.0) * rng.uniform(0.05, 1) ** 1.8)
+
+
+def slide_lower_lip(
+    canvas: np.ndarray, points: np.ndarray, rise: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The lower lip and all below it moved up by ``rise`` px in the middle, not at the corners."""
     left, right = points[78], points[308]
-    rise = rng.uniform(0.0, 0.75) * max(float(points[14, 1] - points[13, 1]), 0.0)
 
     def lift(x: np.ndarray) -> np.ndarray:
         u = (x - left[0]) / max(float(right[0] - left[0]), 1.0) * 2 - 1
         return rise * np.clip(1 - u * u, 0, 1)
 
-    lower = points[[78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308]]
+    lower = points[list(INNER_LOWER)]
     y, x = np.mgrid[:CANVAS, :CANVAS].astype(np.float32) - MARGIN
-    order = np.argsort(lower[:, 0])
-    edge = np.interp(x[0], lower[order, 0], lower[order, 1]).astype(np.float32)
+    edge = np.interp(x[0], np.maximum.accumulate(lower[:, 0]), lower[:, 1]).astype(np.float32)
     up = lift(x[0]).astype(np.float32)
     below = np.clip(y - (edge - up)[None] + 0.5, 0, 1)
     source_y = (y + up[None] + MARGIN).astype(np.float32)
@@ -485,8 +543,8 @@ def raise_lower_lip(
     mixed = canvas + (lip.astype(np.float32) - canvas) * below[..., None]
     moved = points.copy()
     mask = np.zeros(len(points), bool)
-    mask[[95, 88, 178, 87, 14, 317, 402, 318, 324]] = True
-    jaw = points[:, 1] > np.interp(points[:, 0], lower[order, 0], lower[order, 1]) + 1.0
+    mask[list(INNER_LOWER[1:-1])] = True
+    jaw = points[:, 1] > np.interp(points[:, 0], lower[:, 0], lower[:, 1]) + 1.0
     mask |= jaw & (points[:, 1] > min(left[1], right[1]))
     moved[mask, 1] -= lift(points[mask, 0])
     return np.rint(mixed).astype(np.uint8), moved
