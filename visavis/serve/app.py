@@ -153,7 +153,7 @@ def build_app(
     async def life(app: FastAPI) -> AsyncIterator[None]:
         rtc.raise_bitrates()
         rtc.report_planned_time()
-        engine.start()
+        await asyncio.to_thread(engine.start, library.shared()[0].id)
         hall.spawn(hall.reap())
         yield
         for live in list(engine.sessions.values()):

@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from visavis.clock import Clock, MonotonicClock
+from visavis.clock import Clock, ManualClock, MonotonicClock
 from visavis.serve.metrics import Metrics
 from visavis.serve.outlet import Outlet
 from visavis.session import AudioBlock, Session, SessionConfig, VideoFrame
+from visavis.types import N_CHANNELS
 
 log = logging.getLogger("visavis.serve")
 
@@ -30,6 +31,7 @@ Models = Callable[[str], tuple[Any, tuple]]
 """Avatar id to (pipeline, fallback renderers); called on the worker's thread, result kept."""
 
 AVATARS_KEPT = 8  # per worker
+WARM_HOPS = 10
 COMMANDS = 512  # waiting per session at most: a flood is refused
 
 
@@ -103,6 +105,7 @@ class LiveSession:
 
     async def change_avatar(self, avatar: str) -> None:
         """Go on as another face; the conversation's state goes along."""
+        await asyncio.to_thread(self.worker.prepare_once, avatar)
         await self.worker.ask(self, "avatar", avatar)
         self.avatar = avatar
 
@@ -155,6 +158,27 @@ class Worker(threading.Thread):
         self._inbox: queue.SimpleQueue = queue.SimpleQueue()
         self._slots: dict[str, _Slot] = {}
         self._halt = False
+        self._preparing = threading.Lock()
+
+    def prepare_once(self, avatar: str) -> None:
+        """Load an avatar's models and draw once; slow, on a thread that holds up no session.
+
+        Raises:
+            VisavisError: the avatar or the models cannot be used.
+        """
+        with self._preparing:
+            misses = self._models.cache_info().misses
+            pipeline, fallbacks = self._models(avatar)
+            if self._models.cache_info().misses == misses:
+                return
+        clock = ManualClock()
+        session = Session(pipeline, self._config, clock=clock)
+        for _ in range(WARM_HOPS):
+            clock.advance(20_000_000)
+            list(session.advance())
+        for renderer in fallbacks:
+            rest = np.zeros((1, 1, N_CHANNELS), np.float32)
+            renderer.step(renderer.init_state(1), rest)
 
     # --- from the loop ---
 
@@ -318,9 +342,10 @@ class Engine:
         self.sessions: dict[str, LiveSession] = {}
         metrics.session_limit.set(limit)
 
-    def start(self) -> None:
-        """Start the threads."""
+    def start(self, avatar: str) -> None:
+        """Start the threads, ready for ``avatar``; slow."""
         for worker in self.workers:
+            worker.prepare_once(avatar)
             worker.start()
 
     @property
@@ -340,6 +365,7 @@ class Engine:
         worker.load += 1
         self.metrics.sessions.set(len(self.sessions))
         try:
+            await asyncio.to_thread(worker.prepare_once, avatar)
             await worker.ask(live, "open")
         except BaseException:
             self._forget(live)
