@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from visavis.train.clips import is_held_out, load_corpus
-from visavis.train.evaluate import SHUT, Voice, closure_windows, closures, read_words, speak_clip
+from visavis.train.evaluate import SHUT, Voice, closure_windows, closures, read_words, speak_clips
 from visavis.types import CHANNEL
 
 
@@ -31,10 +31,8 @@ def main() -> None:
     words = read_words(options.words)
     real = met = 0
     opened = []
-    for clip in load_corpus(options.clips, "grid_s1"):
-        if not is_held_out(clip.name):
-            continue
-        answer, tracked = speak_clip(voice, clip)
+    clips = [c for c in load_corpus(options.clips, "grid_s1") if is_held_out(c.name)]
+    for clip, (answer, tracked) in zip(clips, speak_clips(voice, clips), strict=True):
         a, b = closures(answer, tracked, closure_windows(words.get(clip.name, [])))
         real, met = real + a, met + b
         jaw = CHANNEL["jaw_open"]

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from visavis.train.clips import Clip, is_held_out, load_corpus
-from visavis.train.evaluate import Voice, correlation, score, speak_clip
+from visavis.train.evaluate import Voice, correlation, score, speak_clips
 from visavis.types import CHANNEL
 
 SHOWN = ("jaw_open", "mouth_width", "lip_rounding", "jaw_rotation", "lower_lip_drop")
@@ -66,14 +67,13 @@ def main() -> None:
         clips = [c for c in clips if is_held_out(c.name)]
     clips = clips[: options.limit or None]
     rows = []
-    for i, clip in enumerate(clips):
-        if options.gain_db:
-            pcm = np.round(clip.pcm * 10 ** (options.gain_db / 20)).astype(np.int16)
-            clip = Clip(clip.name, clip.corpus, clip.talker, pcm, clip.motion, None, clip.meta)
-        answer, tracked = speak_clip(voice, clip)
+    if options.gain_db:
+        gain = 10 ** (options.gain_db / 20)
+        clips = [replace(c, pcm=np.round(c.pcm * gain).astype(np.int16)) for c in clips]
+    for i, (answer, tracked) in enumerate(speak_clips(voice, clips)):
         rows.append(score(answer, tracked))
         if options.plot and i < 8:
-            plot(clip, answer, tracked, options.plot)
+            plot(clips[i], answer, tracked, options.plot)
     mean = {k: round(float(np.mean([r[k] for r in rows])), 3) for k in rows[0]}
     mean["jitter"] = round(float(np.median([r["jitter"] for r in rows])), 3)
     mean["amplitude"] = round(float(np.median([r["amplitude"] for r in rows])), 3)

@@ -102,6 +102,9 @@ def train_motion(
     (folder / "recipe.json").write_text(config.model_dump_json(indent=1), encoding="utf-8")
     if (folder / "pools.npz").exists():
         pools = load_pools(folder / "pools.npz")
+        for pool in pools:
+            kept = config.pools.get(pool.name)
+            pool.share = kept.share if kept else config.quiet_share
     else:
         pools = build_pools(config, clips, report)
         save_pools(pools, folder / "pools.npz")

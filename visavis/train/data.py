@@ -15,6 +15,7 @@ from visavis.types import CHANNEL, FEATURES_PER_MOTION, SPEECH_CHANNELS
 
 SPEECH = np.array([CHANNEL[c] for c in SPEECH_CHANNELS])
 LOOKAHEAD_ODDS = np.array([1, 1, 3, 1]) / 6  # 80 ms half of the time
+WARP_ODDS = 0.7  # the rest is heard as it was recorded
 
 
 @dataclass
@@ -155,7 +156,7 @@ def window(
     behind = list(LOOKAHEAD_STEPS.values())[choice]
     features = np.broadcast_to(SILENCE, (2 * steps, len(SILENCE))).copy()
     part = example.features[2 * start : 2 * (start + steps)].astype(np.float32)
-    features[: len(part)] = warp_features(part, rng)
+    features[: len(part)] = warp_features(part, rng) if rng.random() < WARP_ODDS else part
     source = start + np.arange(steps) - behind
     inside = (source >= 0) & (source < total)
     source = np.clip(source, 0, total - 1)

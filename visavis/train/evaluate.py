@@ -44,11 +44,23 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(a, b)[0, 1]) if a.std() * b.std() > 1e-12 else 0.0
 
 
-def speak_clip(voice: Voice, clip: Clip) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted and tracked motion of a clip, both ``(T, 21)``."""
-    answer = voice.speak(clip.pcm[None].astype(np.float32) / 32768.0)[0]
-    n = min(len(answer), len(clip.motion))
-    return answer[:n], clip.motion[:n]
+def speak_clips(
+    voice: Voice, clips: list[Clip], batch: int = 64
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Predicted and tracked motion of clips, both ``(T, 21)``, many clips side by side.
+
+    Silence after a clip's end changes nothing before it but what the look-ahead reaches.
+    """
+    pairs = []
+    for start in range(0, len(clips), batch):
+        group = clips[start : start + batch]
+        pcm = np.zeros((len(group), max(len(c.pcm) for c in group)), np.float32)
+        for row, clip in zip(pcm, group, strict=True):
+            row[: len(clip.pcm)] = clip.pcm.astype(np.float32) / 32768.0
+        for answer, clip in zip(voice.speak(pcm), group, strict=True):
+            n = min(-(-len(clip.pcm) // 320), len(clip.motion))
+            pairs.append((answer[:n], clip.motion[:n]))
+    return pairs
 
 
 def score(answer: np.ndarray, tracked: np.ndarray) -> dict[str, float]:
