@@ -1,3 +1,4 @@
+# ruff: noqa: E402
 """The live server without a browser: sessions, sockets, guard, uploads, films, isolation."""
 
 from __future__ import annotations
@@ -32,7 +33,11 @@ from visavis.serve.library import Library
 from visavis.serve.media import HEADER, JPEG, PCM
 
 TOKEN = "a-token-of-some-length"
-ECHO_TTS = f"{sys.executable} -c \"import sys,wave; t=sys.stdin.read(); w=wave.open(sys.stdout.buffer,'wb'); w.setparams((1,2,16000,0,'NONE','')); w.writeframes(bytes(640*len(t)))\""
+ECHO_TTS = (
+    f'{sys.executable} -c "import sys, wave; t = sys.stdin.read(); '
+    "w = wave.open(sys.stdout.buffer, 'wb'); w.setparams((1, 2, 16000, 0, 'NONE', '')); "
+    'w.writeframes(bytes(640 * len(t)))"'
+)
 
 
 @pytest.fixture(scope="module")

@@ -147,6 +147,26 @@ def test_speech_in_real_time_with_jitter_has_no_holes():
     assert session.stats()["underruns"] <= 1
 
 
+def test_a_microphones_delay_does_not_pile_up():
+    """After a stall of a second the pauses of the talker are left out until nothing waits."""
+    session, clock = make(SessionConfig(audio_rate=16_000))
+    list(session.advance())
+    talk = np.tile(np.concatenate([np.full(6_400, 0.2), np.zeros(6_400)]), 8).astype(np.float32)
+    sent, waiting = 0, []
+    for hop in range(310):
+        clock.advance(HOP_NS)
+        session.push_audio(talk[sent : sent + 320], 16_000, live=True)
+        sent += 320
+        if hop == 40:
+            clock.advance(10**9)
+            session.push_audio(np.resize(talk, 16_000), 16_000, live=True)
+        list(session.advance())
+        waiting.append(session.stats()["queued_s"])
+    assert max(waiting) > 0.7
+    assert waiting[-1] <= 0.2
+    assert session.stats()["skipped"] >= 25
+
+
 # --- interruption --------------------------------------------------------------------------------
 
 
@@ -275,9 +295,8 @@ def test_overload_lowers_the_tier_then_comes_back():
     clock = ManualClock()
     mesh = MotionRenderer("mesh", clock, 2_000_000)
     patch = MotionRenderer("patch", clock, 60_000_000)
-    session = Session(
-        DoublePipeline(30, patch), SessionConfig(audio_rate=16_000, step_up_s=2.0), clock=clock, fallbacks=(mesh,)
-    )
+    config = SessionConfig(audio_rate=16_000, step_up_s=2.0)
+    session = Session(DoublePipeline(30, patch), config, clock=clock, fallbacks=(mesh,))
     list(session.advance())
     out = []
     while clock.now() < 20 * 10**9:

@@ -186,12 +186,13 @@ class Session:
 
     # --- in ---
 
-    def push_audio(self, pcm: np.ndarray, sample_rate: int) -> int:
+    def push_audio(self, pcm: np.ndarray, sample_rate: int, *, live: bool = False) -> int:
         """Sound to be spoken.
 
         Args:
             pcm: ``(N,)`` or ``(N, C)``, any PCM type and length.
             sample_rate: Hz, 8000 to 96000.
+            live: it comes from a microphone, so delay must not pile up: see ``Voice.push``.
 
         Returns:
             How many of the samples were taken: fewer than given when the buffer is full, and the
@@ -200,7 +201,7 @@ class Session:
         Raises:
             AudioError: not sound.
         """
-        return self._voice.push(check_pcm(pcm, sample_rate), sample_rate)
+        return self._voice.push(check_pcm(pcm, sample_rate), sample_rate, live)
 
     def push_listen_audio(self, pcm: np.ndarray, sample_rate: int) -> None:
         """The user's voice, to be listened to; only the latest half second is kept.
@@ -376,6 +377,7 @@ class Session:
         """What has happened so far, for people and for metrics."""
         return self._counts | {
             "underruns": self._voice.underruns,
+            "skipped": self._voice.skipped,
             "seconds": self._hops * MOTION_HOP / SAMPLE_RATE,
             "tier": self._renderers[self._tiers.level].tier,
             "tier_changes": self._tiers.changes,

@@ -16,6 +16,9 @@ from visavis.errors import AudioError
 from visavis.types import MOTION_HOP, SAMPLE_RATE, State
 
 LIVE_RATES = (8_000, 96_000)  # Hz; beyond is no voice, and costs
+LIVE_HOPS = 6  # of a microphone's sound, wait at most this long (120 ms) before quiet is left out,
+LIVE_LIMIT = 20  # and this long (400 ms) before anything is
+QUIET_DB = -45.0
 IMPLIED_END = 10  # hops without sound after which an utterance counts as ended
 
 
@@ -103,6 +106,7 @@ class Voice:
         self._prebuffer = prebuffer_hops
         self._heard, self._shown = Fifo(), Fifo()
         self.underruns = 0  # times an utterance not ended ran dry
+        self.skipped = 0  # hops of a microphone left out
         self.clear()
 
     def clear(self) -> None:
@@ -115,6 +119,7 @@ class Voice:
         self._running = False  # an utterance is being handed out
         self._waited = 0  # hops the queue has been non-empty and not running, or starved
         self._ended = False
+        self._live = False
 
     @property
     def samples(self) -> int:
@@ -126,8 +131,13 @@ class Voice:
         """16 kHz samples that still fit."""
         return max(0, self._limit - len(self._heard))
 
-    def push(self, pcm: np.ndarray, rate: int) -> int:
-        """Add what fits of ``(N,)`` float32; returns the number of samples taken."""
+    def push(self, pcm: np.ndarray, rate: int, live: bool = False) -> int:
+        """Add what fits of ``(N,)`` float32; returns the number of samples taken.
+
+        Sound of a ``live`` microphone has no end: what piles up of it after a stall, or because the
+        microphone's clock is fast, is left out where it is quiet.
+        """
+        self._live = live
         fits = self.room * rate // SAMPLE_RATE
         pcm = pcm[:fits]
         if rate != self._rate:
@@ -173,9 +183,21 @@ class Voice:
         count = min(ready, MOTION_HOP)
         heard[:count] = self._heard.take(count)
         shown[: count * self.ratio] = self._shown.take(count * self.ratio)
+        if self._live and self._pile(ready, heard):
+            heard = self._heard.take(MOTION_HOP)
+            shown = self._shown.take(MOTION_HOP * self.ratio)
+            self.skipped += 1
         if self._ended and not len(self._heard):
             self.clear()
         return heard, shown, True
+
+    def _pile(self, ready: int, heard: np.ndarray) -> bool:
+        """Whether too much waits for this hop to be worth hearing."""
+        hops = ready // MOTION_HOP
+        if hops <= self._prebuffer + LIVE_HOPS:
+            return False
+        level = 10 * np.log10(float(np.mean(np.square(heard))) + 1e-12)
+        return level < QUIET_DB or hops > LIVE_LIMIT
 
     def _decide(self, ready: int) -> None:
         """Start after the prebuffer; stop when starved, and take a long silence for the end."""
@@ -194,7 +216,8 @@ class Voice:
 
     def state(self) -> State:
         """Flat arrays under ``voice/``."""
-        flags = [self._rate, self._running, self._waited, self._ended, self.underruns]
+        flags = [self._rate, self._running, self._waited, self._ended, self._live]
+        flags += [self.underruns, self.skipped]
         state = {
             "voice/heard": self._heard.array(),
             "voice/shown": self._shown.array(),
@@ -206,9 +229,10 @@ class Voice:
     def restore(self, state: State) -> None:
         """Take up where ``state`` was left."""
         self._heard, self._shown = Fifo(state["voice/heard"]), Fifo(state["voice/shown"])
-        rate, running, waited, ended, self.underruns = (int(v) for v in state["voice/flags"])
+        rate, running, waited, ended, live, *counts = (int(v) for v in state["voice/flags"])
         self._rate, self._waited = rate, waited
-        self._running, self._ended = bool(running), bool(ended)
+        self._running, self._ended, self._live = bool(running), bool(ended), bool(live)
+        self.underruns, self.skipped = counts
         self._in, self._out = (
             {k.removeprefix(p): v for k, v in state.items() if k.startswith(p)}
             for p in ("voice/in/", "voice/out/")

@@ -23,6 +23,7 @@ from visavis.serve.engine import Engine, LiveSession, Models
 from visavis.serve.guard import Guard, Tickets
 from visavis.serve.jobs import FORMATS, Jobs, Render
 from visavis.serve.library import Library
+from visavis.serve.media import run_media
 from visavis.serve.metrics import Metrics
 from visavis.serve.rtc import Peer
 from visavis.serve.signalling import accept, run_control
@@ -169,7 +170,9 @@ def build_app(
     app.add_middleware(Guard, config=config, metrics=metrics, clock=engine.clock)
     app.add_exception_handler(VisavisError, _explain)
     _info_routes(app, hall)
-    _session_routes(app, hall)
+    _place_routes(app, hall)
+    _talk_routes(app, hall)
+    _socket_routes(app, hall)
     _avatar_routes(app, hall)
     _job_routes(app, hall)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
@@ -226,7 +229,7 @@ def _client(request: Request) -> str:
     return request.client.host if request.client else "?"
 
 
-def _session_routes(app: FastAPI, hall: Hall) -> None:
+def _place_routes(app: FastAPI, hall: Hall) -> None:
     engine, config = hall.engine, hall.config
 
     def refuse(reason: str, text: str) -> HTTPException:
@@ -268,6 +271,10 @@ def _session_routes(app: FastAPI, hall: Hall) -> None:
         """End it."""
         await hall.close(hall.session(name), "closed by the client")
 
+
+def _talk_routes(app: FastAPI, hall: Hall) -> None:
+    config = hall.config
+
     @app.post("/sessions/{name}/offer")
     async def offer(name: str, body: Offer) -> dict[str, str]:
         """WebRTC offer to answer."""
@@ -297,6 +304,8 @@ def _session_routes(app: FastAPI, hall: Hall) -> None:
         """Interrupt."""
         hall.session(name).clear_buffer()
 
+
+def _socket_routes(app: FastAPI, hall: Hall) -> None:
     @app.websocket("/sessions/{name}/control")
     async def control(socket: WebSocket, name: str) -> None:
         live = await accept(socket, hall, name, "control")
@@ -305,11 +314,9 @@ def _session_routes(app: FastAPI, hall: Hall) -> None:
 
     @app.websocket("/sessions/{name}/media")
     async def media(socket: WebSocket, name: str) -> None:
-        from visavis.serve.media import run_media
-
         live = await accept(socket, hall, name, "media")
         if live is not None:
-            await run_media(socket, live, config)
+            await run_media(socket, live, hall.config)
 
 
 def _avatar_routes(app: FastAPI, hall: Hall) -> None:

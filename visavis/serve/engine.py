@@ -68,9 +68,9 @@ class LiveSession:
             self.worker.do(self, "attach", None)
         outlet.close()
 
-    async def push_audio(self, pcm: np.ndarray, rate: int) -> int:
+    async def push_audio(self, pcm: np.ndarray, rate: int, *, live: bool = False) -> int:
         """As `Session.push_audio`; raises what it raises."""
-        return await self.worker.ask(self, "push_audio", pcm, rate)
+        return await self.worker.ask(self, "push_live" if live else "push_audio", pcm, rate)
 
     async def say(self, pcm: np.ndarray, rate: int) -> None:
         """Push all of it, waiting for room, and end the utterance; an interruption ends it too."""
@@ -263,6 +263,8 @@ class Worker(threading.Thread):
             fresh.load_state(slot.session.save_state(), keep_picture=False)
             slot.session = fresh
             return None
+        if verb == "push_live":
+            return slot.session.push_audio(*args, live=True)
         return getattr(slot.session, verb)(*args)
 
     def _session(self, avatar: str, seed: int) -> Session:
@@ -282,7 +284,7 @@ class Worker(threading.Thread):
                 self._send(slot, item)
             if self.clock.now() - slot.reported > 500_000_000:
                 self._report(slot)
-        except Exception as error:  # noqa: BLE001 - one session's failure must not be another's
+        except Exception as error:
             log.exception("step failed", extra={"session": slot.live.id})
             self._slots.pop(slot.live.id, None)
             slot.live.call(slot.live.crashed, repr(error))

@@ -119,7 +119,7 @@ class Jobs:
                 job.folder.cleanup()
         except VisavisError as error:
             job.state, job.error = "failed", str(error).replace(str(source), "the file")
-        except Exception:  # noqa: BLE001 - a film that fails must not end the queue
+        except Exception:
             log.exception("render job failed", extra={"job": job.id})
             job.state, job.error = "failed", "the render failed; see the server's log"
         self._count()

@@ -1,7 +1,9 @@
 """The media WebSocket: PCM in, JPEG and PCM out, for networks without UDP.
 
-The client sends one JSON text, ``{"rate": 16000, "mode": "speak" | "listen"}``, then binary 16-bit
-little-endian mono PCM; an empty message ends an utterance. The server sends binary messages: a
+The client sends one JSON text, ``{"rate": 16000, "mode": "speak" | "mic" | "listen"}``, then binary
+16-bit little-endian mono PCM; an empty message ends an utterance. ``speak`` is finished speech, of
+which every sample is said; ``mic`` a microphone, whose delay must not pile up; ``listen`` the user's
+voice, which the face attends to. The server sends binary messages: a
 header of 16 bytes, ``<BBHIQ``: kind (1 JPEG, 2 PCM), 0, epoch, rate (Hz; fps x 1000), pts (frames or
 samples), then the JPEG or 16-bit PCM. A message of an older epoch than the last is to be thrown away.
 """
@@ -25,6 +27,7 @@ from visavis.session import AudioBlock, VideoFrame
 
 HEADER = struct.Struct("<BBHIQ")
 JPEG, PCM = 1, 2
+MODES = ("speak", "mic", "listen")
 
 
 class SocketOutlet(Outlet):
@@ -111,6 +114,8 @@ async def _receive(socket: WebSocket, live: LiveSession) -> None:
             await live.push_listen_audio(pcm, rate)
         elif not len(pcm):
             await live.end_of_speech()
+        elif mode == "mic":
+            await live.push_audio(pcm, rate, live=True)
         else:
             await _push(live, pcm, rate)
 
@@ -130,6 +135,6 @@ def _start(text: str) -> tuple[int, str]:
         rate, mode = int(given.get("rate", 16_000)), str(given.get("mode", "speak"))
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError('expected {"rate": 16000, "mode": "speak"}') from error
-    if not 8_000 <= rate <= 96_000 or mode not in ("speak", "listen"):
-        raise InputError(f"rate {rate}, mode {mode[:20]!r}; expected 8000 to 96000, speak or listen")
+    if not 8_000 <= rate <= 96_000 or mode not in MODES:
+        raise InputError(f"rate {rate}, mode {mode[:20]!r}; expected 8000 to 96000, {MODES}")
     return rate, mode

@@ -134,7 +134,7 @@ class Peer:
         self.pc = RTCPeerConnection(RTCConfiguration(iceServers=servers))
         worker = live.worker
         self.outlet = RtcOutlet(worker.clock, config.margin_ms, worker.metrics)
-        self.mic = "speak"
+        self.mic = "off"  # until the client says what its microphone is for
         self._tasks: set[asyncio.Task] = set()
         self.pc.on("track", self._on_track)
         self.pc.on("connectionstatechange", self._on_state)
@@ -155,7 +155,7 @@ class Peer:
             if video.mid is None:
                 raise ValueError("no video asked for")
             await self.pc.setLocalDescription(await self.pc.createAnswer())
-        except Exception as error:  # noqa: BLE001 - aiortc has no one class for a bad offer
+        except Exception as error:
             await self.close()
             raise InputError(f"the offer cannot be answered: {type(error).__name__}") from error
         self.live.attach(self.outlet)
@@ -193,10 +193,10 @@ class Peer:
                 if self.mic == "off":
                     continue
                 pcm = frame.to_ndarray().reshape(-1, len(frame.layout.channels))
-                push = (
-                    self.live.push_audio if self.mic == "speak" else self.live.push_listen_audio
-                )
-                await push(pcm, frame.sample_rate)
+                if self.mic == "speak":
+                    await self.live.push_audio(pcm, frame.sample_rate, live=True)
+                else:
+                    await self.live.push_listen_audio(pcm, frame.sample_rate)
         except (MediaStreamError, LookupError, BufferError, InputError):
             return  # the microphone, or the session, is gone
 

@@ -196,9 +196,14 @@ class Call {
     if (message.type === "closed") this.close(message.reason || "The conversation ended");
   }
 
+  // What the browser's own buffer still holds must not be heard: silent at once, until the old
+  // sound has surely passed.
   interrupt() {
     this.media?.interrupt();
     this.send({ type: "clear" });
+    $("video").muted = true;
+    clearTimeout(this.hush);
+    this.hush = setTimeout(() => { $("video").muted = Boolean(this.muted); }, 60 + (this.buffered ?? 150));
   }
 
   async microphone(on, mode) {
@@ -218,6 +223,7 @@ class Call {
   }
 
   mute(on) {
+    this.muted = on;
     $("video").muted = on;
     this.media?.mute(on);
   }
@@ -245,6 +251,12 @@ class Call {
     }
     const { video, audio } = seen;
     if (!video) return null;
+    if (audio?.jitterBufferEmittedCount) {
+      const sound = { held: audio.jitterBufferDelay, out: audio.jitterBufferEmittedCount };
+      const before = this.sound ?? { held: 0, out: 0 };
+      this.buffered = Math.min(500, (1000 * (sound.held - before.held)) / Math.max(1, sound.out - before.out) + 1000 * trip);
+      this.sound = sound;
+    }
     const last = this.last;
     this.last = { frames: video.framesDecoded || 0, at: video.timestamp, held: video.jitterBufferDelay || 0, out: video.jitterBufferEmittedCount || 0 };
     if (!last || this.last.at <= last.at) return null;

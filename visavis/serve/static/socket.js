@@ -85,7 +85,7 @@ export class SocketMedia {
     this.worklet = null;
     if (!stream) return;
     await this.context.audioWorklet.addModule("/static/worklet.js");
-    this.socket.send(JSON.stringify({ rate: this.context.sampleRate, mode }));
+    this.socket.send(JSON.stringify({ rate: this.context.sampleRate, mode: mode === "speak" ? "mic" : mode }));
     this.worklet = new AudioWorkletNode(this.context, "pcm");
     this.worklet.port.onmessage = (event) => {
       if (this.socket.readyState === WebSocket.OPEN && this.socket.bufferedAmount < 1e6) this.socket.send(event.data);
