@@ -93,6 +93,7 @@ def test_pairs_and_gold_are_checked(stimuli):
 def test_a_protocol_ranks_what_is_known_and_resumes(shared_data, tmp_path):
     """Real >= ceiling >= ours >= shuffled, shuffled <= static on sync; then reads its cells."""
     from visavis.errors import ModelError
+    from visavis.eval.runner import SystemUnderTest
     from visavis.motion import MotionNet
 
     try:
@@ -117,13 +118,16 @@ def test_a_protocol_ranks_what_is_known_and_resumes(shared_data, tmp_path):
         ),
         *("--cache", tmp_path / "cache", "--tier", "mesh", "--workers", 1, "--no-speed", "--json"),
     ]
+    before = SystemUnderTest("mesh").fingerprint()
     brief = json.loads(run(*arguments))
     split = brief["splits"]["grid"]
     assert (split["clips"], split["refused"]) == (2, 0)
     assert split["order_broken"] == []
     cells = sorted((tmp_path / "out" / "cells").rglob("*.json"))
-    before = [c.stat().st_mtime_ns for c in cells]
+    written = [c.stat().st_mtime_ns for c in cells]
     again = json.loads(run(*arguments))
-    assert [c.stat().st_mtime_ns for c in cells] == before
+    if SystemUnderTest("mesh").fingerprint() != before:
+        pytest.skip("the package's source or weights changed while the test ran")
+    assert [c.stat().st_mtime_ns for c in cells] == written
     assert again["splits"] == brief["splits"]
     assert (tmp_path / "out" / "report.html").stat().st_size > 50_000
