@@ -100,6 +100,7 @@ def test_a_protocol_ranks_what_is_known_and_resumes(shared_data, tmp_path):
         MotionNet()
     except ModelError as error:
         pytest.skip(f"needs the shipped motion model: {error}")
+    pytest.importorskip("h5py")
     models = shared_data.parent / "models"
     if not (models / "face-reidentification-retail-0095.xml").is_file():
         pytest.skip("needs the judge's models at ../shared/models")

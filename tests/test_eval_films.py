@@ -65,6 +65,7 @@ def judge_models(shared_data) -> Path:
 
 @pytest.fixture(scope="module")
 def distance(judge_models):
+    pytest.importorskip("h5py")
     from visavis.eval.image import PerceptualDistance
 
     return PerceptualDistance(

@@ -75,8 +75,10 @@ def read_backbone(path: Path) -> dict[str, np.ndarray]:
     """Kernels ``(out, in, kh, kw)`` and biases ``(out,)`` by layer, e.g.
     ``fire2/squeeze1x1/kernel``.
     """
-    import h5py
-
+    try:
+        import h5py
+    except ImportError as error:
+        raise ModelError(f"{path} is an HDF5 file: pip install h5py to read it") from error
     weights: dict[str, np.ndarray] = {}
 
     def visit(name: str, node: Any) -> None:
