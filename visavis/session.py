@@ -26,7 +26,7 @@ from visavis.pipeline import Pipeline, Timer, _untimed
 from visavis.render import Renderer
 from visavis.turns import Listening, MouthGate
 from visavis.types import MOTION_HOP, SAMPLE_RATE, State
-from visavis.voice import Fifo, Voice, _door, check_pcm
+from visavis.voice import ENDS, SAID, Fifo, Voice, _door, check_pcm
 
 SAMPLE_NS = 1_000_000_000 // SAMPLE_RATE  # 62 500 exactly
 STATE_VERSION = 1
@@ -73,6 +73,7 @@ class AudioBlock:
     epoch: int
     due: int
     speaking: bool = False
+    ends: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ class Session:
         self._voice = Voice(config.audio_rate, config.buffer_s, config.prebuffer_ms // 20)
         ratio = self._voice.ratio
         self._delay = Fifo(np.zeros((self.latency_samples - MOTION_HOP) * ratio, np.float32))
-        self._said = deque([False] * (self.latency_samples // MOTION_HOP - 1))
+        self._said = deque([0] * (self.latency_samples // MOTION_HOP - 1))  # marks of each hop
         self._user, self._user_rate, self._user_state = Fifo(), 0, {}
         seed = pipeline.config.seed if seed is None else seed
         self._state: State = pipeline.init_state(1, seed) | self._gate.init_state()
@@ -227,7 +228,7 @@ class Session:
         length = len(self._delay)
         self._delay.clear()
         self._delay.push(np.zeros(length, np.float32))
-        self._said = deque([False] * len(self._said))
+        self._said = deque([0] * len(self._said))
         self._cut = self._last_sample
         self.epoch += 1
         self._release, self._floor = -1, self._hops * MOTION_HOP
@@ -283,7 +284,7 @@ class Session:
         """Hear one hop of 20 ms."""
         begin = self._hops * MOTION_HOP
         heard, shown, said = self._voice.take()
-        self._turn(said, begin)
+        self._turn(bool(said & SAID), begin)
         self._delay.push(shown)
         self._said.append(said)
         self._state, steps = self._pipe.hear(self._state, heard[None], self._timer)
@@ -341,7 +342,7 @@ class Session:
             self._cut = 0.0
         self._last_sample = float(pcm[-1])
         due = begin + self.latency_samples
-        return AudioBlock(begin * ratio, self.config.audio_rate, pcm, self.epoch, due, said)
+        return AudioBlock(begin * ratio, self.config.audio_rate, pcm, self.epoch, due, bool(said & SAID), bool(said & ENDS))
 
     def _draw(self, row: _Row, last: bool) -> VideoFrame | None:
         interval = int(1_000_000_000 / self.fps)
@@ -432,7 +433,7 @@ class Session:
         self._counts = dict(zip(self._counts, numbers[11:], strict=True))
         self._cut, self._last_sample = (float(v) for v in state.pop("session/samples"))
         self._delay = Fifo(state.pop("session/delay"))
-        self._said = deque(bool(v) for v in state.pop("session/said"))
+        self._said = deque(int(v) for v in state.pop("session/said"))
         self._user = Fifo(state.pop("session/user"))
         inside = {k: state.pop(k) for k in list(state) if k.startswith("session/in/")}
         self._user_state = {k.removeprefix("session/in/"): v for k, v in inside.items()}

@@ -19,6 +19,7 @@ LIVE_RATES = (8_000, 96_000)  # Hz; beyond is no voice, and costs
 LIVE_HOPS = 6  # of a microphone's sound, wait at most this long (120 ms) before quiet is left out,
 LIVE_LIMIT = 20  # and this long (400 ms) before anything is
 QUIET_DB = -45.0
+SAID, ENDS = 1, 2  # marks of a hop: there is speech in it; with it an utterance is complete
 IMPLIED_END = 10  # hops without sound after which an utterance counts as ended
 
 
@@ -120,6 +121,7 @@ class Voice:
         self._waited = 0  # hops the queue has been non-empty and not running, or starved
         self._ended = False
         self._live = False
+        self._end_now = False  # the end came after the last hop had gone out
 
     @property
     def samples(self) -> int:
@@ -158,6 +160,7 @@ class Voice:
             self._ended = True
         else:
             self.clear()
+            self._end_now = True
 
     def _flush(self) -> None:
         if not self._rate:
@@ -172,14 +175,16 @@ class Voice:
         elif missing < 0:
             self._shown = Fifo(self._shown.array()[:missing])
 
-    def take(self) -> tuple[np.ndarray, np.ndarray, bool]:
-        """One hop: ``(320,)`` for the pipeline, ``(320 ratio,)`` for the viewer, and whether said."""
+    def take(self) -> tuple[np.ndarray, np.ndarray, int]:
+        """One hop: ``(320,)`` for the pipeline, ``(320 ratio,)`` for the viewer, `SAID` | `ENDS`."""
         ready = min(len(self._heard), len(self._shown) // self.ratio)
         self._decide(ready)
         heard = np.zeros(MOTION_HOP, np.float32)
         shown = np.zeros(MOTION_HOP * self.ratio, np.float32)
         if not self._running or not ready or (ready < MOTION_HOP and not self._ended):
-            return heard, shown, False
+            ends = ENDS * self._end_now
+            self._end_now = False
+            return heard, shown, ends
         count = min(ready, MOTION_HOP)
         heard[:count] = self._heard.take(count)
         shown[: count * self.ratio] = self._shown.take(count * self.ratio)
@@ -189,7 +194,8 @@ class Voice:
             self.skipped += 1
         if self._ended and not len(self._heard):
             self.clear()
-        return heard, shown, True
+            return heard, shown, SAID | ENDS
+        return heard, shown, SAID
 
     def _pile(self, ready: int, heard: np.ndarray) -> bool:
         """Whether too much waits for this hop to be worth hearing."""
@@ -217,7 +223,7 @@ class Voice:
     def state(self) -> State:
         """Flat arrays under ``voice/``."""
         flags = [self._rate, self._running, self._waited, self._ended, self._live]
-        flags += [self.underruns, self.skipped]
+        flags += [self._end_now, self.underruns, self.skipped]
         state = {
             "voice/heard": self._heard.array(),
             "voice/shown": self._shown.array(),
@@ -229,9 +235,10 @@ class Voice:
     def restore(self, state: State) -> None:
         """Take up where ``state`` was left."""
         self._heard, self._shown = Fifo(state["voice/heard"]), Fifo(state["voice/shown"])
-        rate, running, waited, ended, live, *counts = (int(v) for v in state["voice/flags"])
+        rate, running, waited, ended, live, now, *counts = (int(v) for v in state["voice/flags"])
         self._rate, self._waited = rate, waited
         self._running, self._ended, self._live = bool(running), bool(ended), bool(live)
+        self._end_now = bool(now)
         self.underruns, self.skipped = counts
         self._in, self._out = (
             {k.removeprefix(p): v for k, v in state.items() if k.startswith(p)}

@@ -21,8 +21,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from visavis.errors import InputError
 from visavis.serve.config import ServeConfig
 from visavis.serve.engine import LiveSession
-from visavis.serve.outlet import Outlet
-from visavis.serve.rtc import to_s16
+from visavis.serve.outlet import Outlet, to_s16
 from visavis.session import AudioBlock, VideoFrame
 
 HEADER = struct.Struct("<BBHIQ")

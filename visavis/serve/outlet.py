@@ -12,12 +12,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from visavis.clock import Clock
 from visavis.serve.metrics import Metrics
 from visavis.session import AudioBlock, VideoFrame
 
 FRAMES_HELD = 6  # 200 ms at 30 fps
 BLOCKS_HELD = 50  # 1 s
+
+
+def to_s16(pcm: np.ndarray) -> np.ndarray:
+    """``(N,)`` float32 to int16."""
+    return np.round(np.clip(pcm, -1, 1) * 32767).astype(np.int16)
 
 
 @dataclass

@@ -24,7 +24,7 @@ from aiortc.sdp import candidate_from_sdp
 from visavis.errors import InputError
 from visavis.serve.config import ServeConfig
 from visavis.serve.engine import LiveSession
-from visavis.serve.outlet import Outlet
+from visavis.serve.outlet import Outlet, to_s16
 from visavis.session import AudioBlock, VideoFrame
 
 log = logging.getLogger("visavis.serve")
@@ -83,11 +83,6 @@ class RtcOutlet(Outlet):
     def silence(self, ready: av.AudioFrame) -> av.AudioFrame:
         """The same moment, silent."""
         return _sound(np.zeros(ready.samples, np.int16), ready.pts, ready.sample_rate)
-
-
-def to_s16(pcm: np.ndarray) -> np.ndarray:
-    """``(N,)`` float32 to int16."""
-    return np.round(np.clip(pcm, -1, 1) * 32767).astype(np.int16)
 
 
 def _sound(pcm: np.ndarray, pts: int, rate: int) -> av.AudioFrame:
