@@ -8,6 +8,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from conftest import speech_like
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from live_doubles import DoublePipeline, MotionRenderer, row_of
 
 from visavis.clock import ManualClock
@@ -384,6 +386,41 @@ def test_what_is_no_sound_is_refused(pcm, rate):
 def test_odd_rates_are_refused():
     with pytest.raises(ConfigError, match="48000"):
         make(SessionConfig(audio_rate=44_100))
+
+
+# --- whatever is done to it ---
+
+ACTIONS = st.one_of(
+    st.tuples(st.just("push"), st.integers(0, 5_000), st.sampled_from([8_000, 11_025, 48_000])),
+    st.tuples(st.just("listen"), st.integers(0, 5_000), st.sampled_from([16_000, 44_100])),
+    st.tuples(st.sampled_from(["clear", "end", "pause", "move"]), st.just(0), st.just(0)),
+    st.tuples(st.just("wait"), st.integers(0, 30), st.just(0)),
+)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(ACTIONS, max_size=25), st.integers(0, 2**32 - 1))
+def test_no_order_of_calls_breaks_the_clock(actions, seed):
+    random = np.random.default_rng(seed)
+    session, clock = make(SessionConfig(prebuffer_ms=20))
+    list(session.advance())
+    out = []
+    for name, count, rate in [*actions, ("wait", 12, 0)]:
+        if name == "push":
+            session.push_audio(random.integers(-9000, 9000, count).astype(np.int16), rate)
+        elif name == "listen":
+            session.push_listen_audio(random.integers(-9000, 9000, count).astype(np.int16), rate)
+        elif name == "move":
+            session.load_state(session.save_state())
+        elif name == "wait":
+            out += run(session, clock, count)
+        else:
+            {"clear": session.clear_buffer, "end": session.end_of_speech, "pause": session.pause}[name]()
+    blocks = [i for i in out if isinstance(i, AudioBlock)]
+    assert [b.pts for b in blocks] == list(range(0, 960 * len(blocks), 960))
+    pts = [f.pts for f in frames_of(out)]
+    assert pts == list(range(len(pts)))
+    assert all(np.isfinite(b.pcm).all() and np.abs(b.pcm).max() <= 1.01 for b in blocks)
 
 
 # --- moving house --------------------------------------------------------------------------------

@@ -342,7 +342,9 @@ class Session:
             self._cut = 0.0
         self._last_sample = float(pcm[-1])
         due = begin + self.latency_samples
-        return AudioBlock(begin * ratio, self.config.audio_rate, pcm, self.epoch, due, bool(said & SAID), bool(said & ENDS))
+        speaking, ends = bool(said & SAID), bool(said & ENDS)
+        rate = self.config.audio_rate
+        return AudioBlock(begin * ratio, rate, pcm, self.epoch, due, speaking, ends)
 
     def _draw(self, row: _Row, last: bool) -> VideoFrame | None:
         interval = int(1_000_000_000 / self.fps)
