@@ -226,11 +226,16 @@ def test_shipped_net_paints_a_mouth():
     folder = files("visavis") / "assets" / "models" / "mouth"
     net = mouth.MouthNet(str(folder), "f32")
     assert net.card["mega_multiply_adds"] <= 305
+    points = crop_points(face(24.0))
     crop = np.full((1, 128, 128, 3), (190, 140, 120), np.uint8)
-    rgb, alpha = net.paint(crop, crop_points(face(24.0))[None])
-    inside = alpha[0] > 0.3
-    assert inside.sum() > 100
-    assert rgb[0][inside].std() > 5  # something was painted, not one tone
+    laid = np.full((128, 128, 3), (160, 150, 130), np.uint8)
+    laid[:, ::10] = 60  # gaps between teeth
+    inner = mouth.mouth_masks(points)["inner"] > 0.5
+    crop[0][inner] = laid[inner]
+    rgb, alpha = net.paint(crop, points[None])
+    assert (alpha[0] <= mouth.mouth_masks(points)["limit"] + 1e-6).all()
+    assert np.isfinite(alpha).all()
+    assert 20 < rgb[0][inner].mean() < 235
 
 
 # --- training -----------------------------------------------------------------------------------

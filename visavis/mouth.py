@@ -166,7 +166,8 @@ def mouth_masks(points: np.ndarray, size: int = SIZE) -> dict[str, np.ndarray]:
 
     ``inner``: between the lips. ``removed``: that, about 1 px larger; its photo pixels are not
     shown to the net. ``limit``: about 5 px larger and fading; nothing
-    outside is painted. ``lips``: within the outer lip line. All vanish as the lips meet.
+    outside is painted. ``depth``: 0 at the lips, 1 well inside. ``lips``: within the outer lip
+    line. All vanish as the lips meet.
     """
     inner = between(points[list(INNER_UPPER)], points[list(INNER_LOWER)], size)
     near = cv2.GaussianBlur(inner, (0, 0), 1.0)
@@ -176,6 +177,7 @@ def mouth_masks(points: np.ndarray, size: int = SIZE) -> dict[str, np.ndarray]:
         "inner": inner,
         "removed": removed,
         "limit": np.maximum(np.minimum(4.0 * far, 1.0), removed),
+        "depth": np.minimum(np.maximum(2.0 * far - 1.0, 0.0), 1.0),
         "lips": between(points[list(OUTER_UPPER)], points[list(OUTER_LOWER)], size),
     }
 
@@ -261,6 +263,12 @@ def overlay(crop: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return np.rint(crop + (reference[..., :3].astype(np.float32) - crop) * cover).astype(np.uint8)
 
 
+def _cavity(light: np.ndarray, depth: np.ndarray) -> np.ndarray:
+    """Where the laid mouth is dark beside its own teeth and far from the lips, 0..1."""
+    brightest = max(float(light.max()), 0.2)
+    return depth * np.minimum(np.maximum((0.5 - light / brightest) * 5.0, 0.0), 1.0)
+
+
 class MouthNet:
     """The shipped mouth net on the CPU. Holds weights only; memory is the caller's `State`.
 
@@ -269,6 +277,8 @@ class MouthNet:
         precision: ``f32`` or ``bf16``.
         threads: CPU threads for one call.
         smoothing: share of the previous picture kept while the lips stand still, 0..1.
+        keep_dark: share of the painting withheld where the mouth is deep and was laid dark, 0..1:
+            trained mostly on smiles, the net lets teeth show through the dark of an open mouth.
 
     Raises:
         ModelError: the folder holds no mouth net that fits this version.
@@ -280,6 +290,7 @@ class MouthNet:
         precision: str = "bf16",
         threads: int = 1,
         smoothing: float = 0.35,
+        keep_dark: float = 0.7,
     ):
         folder = Path(model_dir)
         try:
@@ -292,7 +303,7 @@ class MouthNet:
                 f"{folder} is not a mouth net of {SIZE} px and {N_CHANNELS} channels; export again"
             )
         self.card = card
-        self.smoothing = smoothing
+        self.smoothing, self.keep_dark = smoothing, keep_dark
         self._graph = Graph(folder / card["graph"], threads=threads, precision=precision)
 
     def init_state(self, batch: int = 1) -> State:
@@ -351,6 +362,8 @@ class MouthNet:
             colour = np.clip(out[:, :3].transpose(0, 2, 3, 1), -1, 1) * 127.5 + 127.5
             rgb[rows] = colour + keep * (state["mouth/rgb"][rows] - colour)
             cover = np.stack([m["limit"] for m in masks]) * out[:, 3]
+            for k, mask in enumerate(masks):
+                cover[k] *= 1 - self.keep_dark * _cavity(feeds[k][15], mask["depth"])
             alpha[rows] = cover * show[rows, None, None]
             past[rows] = lips[rows]
         painted = np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
