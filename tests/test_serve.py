@@ -58,7 +58,8 @@ class Fragile(MotionRenderer):
 
 def app_of(face, renderers=None, *, limit=3, render=no_film, **changes):
     """The app on renderers that cost nothing: avatar name to renderer."""
-    changes = {"size": 256, "workers": 1, "detach_s": 2.0} | changes
+    here = {"allowed_origins": ("http://testserver",)}
+    changes = {"size": 256, "workers": 1, "detach_s": 2.0} | here | changes
     config = ServeConfig.of(**changes)
     library = Library(config.size, config.uploads_kept)
     library.share(face)
@@ -490,7 +491,7 @@ async def running(app):
 async def test_webrtc_brings_sound_and_pictures_on_one_clock(face):
     from aiortc import RTCPeerConnection, RTCSessionDescription
 
-    config = ServeConfig.of(size=256, workers=1)
+    config = ServeConfig.of(size=256, workers=1, allowed_origins=("http://testserver",))
     async with running(live_app(config, face)) as client:
         session = (await client.post("/sessions")).json()
         pc = RTCPeerConnection()

@@ -34,6 +34,7 @@ class ServeConfig(BaseModel):
         workers: threads that draw; one per core is best.
         tts: command that reads text on stdin and writes sound on stdout (WAV or any media), run as
             a program of its own, never through a shell; ``{out}`` names a file it writes instead.
+        allowed_origins: web origins besides the server's own; behind a proxy, the public one.
         margin_ms: how long a picture and its sound wait to be shown, for even pacing.
         detach_s: a session without a transport is closed after this long.
     """

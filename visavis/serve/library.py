@@ -16,7 +16,7 @@ from visavis.avatar import Avatar, create_avatar, load_avatar, resize_avatar
 from visavis.errors import AvatarError, ConfigError, ImageError
 
 PHOTO_KINDS = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp"}
-THUMB = 192  # pixels
+THUMB = 384  # pixels; also the page's still before a conversation
 
 
 @dataclass(frozen=True)
