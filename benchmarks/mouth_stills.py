@@ -21,17 +21,9 @@ import torch
 from visavis.facemesh import FaceMesh
 from visavis.mouth import MouthNet, lip_gap, mouth_masks
 from visavis.train.renderer import WINDOW
-from visavis.train.renderer_data import (
-    MARGIN,
-    MouthData,
-    Teeth,
-    held_out,
-    mesh_shade,
-    stack,
-    still_rows,
-    teeth_light,
-)
+from visavis.train.renderer_data import MARGIN, MouthData, held_out, stack, still_rows
 from visavis.train.renderer_losses import Perceptual, gradient_energy
+from visavis.train.renderer_teeth import Teeth, mesh_shade, teeth_light
 
 DARK = np.array([34, 14, 14], np.float32)
 TEETH = Teeth()
