@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -115,6 +116,13 @@ def test_a_conversation_by_websocket(page, server):
     page.click("#end")
     page.wait_for_selector("#start:visible")
     assert not page.problems
+
+
+def test_a_client_that_dawdles_is_shown_out(server):
+    host, port = server.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as slow:
+        slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Slow: ")
+        assert slow.recv(100) == b"", "closed without an answer"
 
 
 def test_the_page_fits_a_phone_and_names_its_controls(page, server):

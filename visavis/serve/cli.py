@@ -175,8 +175,21 @@ def make_app(config: ServeConfig) -> Any:
 def run(config: ServeConfig, app: Any = None) -> None:
     """Serve until SIGTERM or Ctrl-C; the first lets sessions finish, the second does not."""
     import uvicorn
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
     from visavis.serve.app import drain
+
+    class Door(AutoHTTPProtocol):
+        """Shows out who does not get as far as a whole request head in time."""
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.loop.call_later(config.header_timeout_s, self._look)
+
+        def _look(self) -> None:
+            mine = self.transport.get_protocol() is self  # not a WebSocket by now
+            if mine and self.cycle is None and not self.transport.is_closing():
+                self.transport.close()
 
     app = app or make_app(config)
     settings = uvicorn.Config(
@@ -184,6 +197,7 @@ def run(config: ServeConfig, app: Any = None) -> None:
         host=config.host,
         port=config.port,
         log_config=None,
+        http=Door,
         ws_max_size=1 << 20,
         ws_max_queue=8,
         h11_max_incomplete_event_size=64 << 10,

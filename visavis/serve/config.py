@@ -59,6 +59,7 @@ class ServeConfig(BaseModel):
     margin_ms: int = Field(25, ge=0, le=500)
     detach_s: float = Field(15.0, gt=0)
     session_limit_s: float = Field(24 * 3600.0, gt=0)
+    header_timeout_s: float = Field(10.0, gt=0)
     drain_s: float = Field(20.0, ge=0)
     upload_mb: int = Field(20, ge=1, le=500)
     uploads_kept: int = Field(64, ge=0)
