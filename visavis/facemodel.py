@@ -212,7 +212,8 @@ class FaceModel:
         upper_y, lower_y = vertices[LIP_UPPER, 1], vertices[LIP_LOWER, 1]
         have = lower_y - upper_y
         middle = len(LIP_UPPER) // 2
-        target = gap + LIP_CONTACT * min(1.0, gap / 0.03)
+        # the tracker reads LIP_CONTACT more between drawn lips than lies there: add nothing
+        target = gap
         # the shape of an opening mouth: a flat arch, zero at the corners
         arch = 1 - (np.abs(np.arange(len(LIP_UPPER)) - middle) / (middle + 1)) ** 2.2
         want = np.maximum(have + (target - have[middle]) * arch, 0.0)
