@@ -15,7 +15,7 @@ import numpy as np
 from visavis.audio import decode_audio, read_audio
 from visavis.pipeline import Pipeline, PipelineConfig, StageClock, open_avatar, stream
 from visavis.types import MOTION_HOP, SAMPLE_RATE
-from visavis.video import VideoWriter
+from visavis.video import VideoWriter, write_all
 
 WARM_UP = 25  # motion steps left out: compilation, first touch of memory
 
@@ -82,12 +82,16 @@ def _whole(
     """Core-ms per frame of encoding alone, and how many times real time a whole render is."""
     size = (pipe.renderer.size, pipe.renderer.size)
     fps, kept = pipe.config.fps, []
-    begin = time.perf_counter()
-    with VideoWriter(path, fps, size, sound=_sound(speech)) as film:
+
+    def pictures() -> Iterator[np.ndarray]:
         for frame in stream(pipe.renderer.avatar, [pcm], pipeline=pipe):
-            film.write(frame.image)
             if len(kept) < 60:
                 kept.append(frame.image)
+            yield frame.image
+
+    begin = time.perf_counter()
+    with VideoWriter(path, fps, size, sound=_sound(speech)) as film:
+        write_all(film, pictures())
     ratio = seconds / (time.perf_counter() - begin)
     begin = time.process_time()
     with VideoWriter(path, fps, size, sound=_sound(speech)) as film:

@@ -36,7 +36,7 @@ class PipelineConfig(BaseModel):
         tier: renderer tier.
         lookahead_ms: how much sound after a moment its mouth may depend on: 0, 40, 80 or 160.
         seed: of blinks, glances and head motion.
-        threads: CPU threads of each net.
+        threads: CPU threads of the mouth net; the motion net is too small for more than one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,7 +46,7 @@ class PipelineConfig(BaseModel):
     tier: str = "patch"
     lookahead_ms: int = 80
     seed: int = Field(0, ge=0, lt=2**63)
-    threads: int = Field(1, ge=1, le=64)
+    threads: int = Field(2, ge=1, le=64)
 
     @field_validator("fps")
     @classmethod
@@ -116,7 +116,7 @@ class Pipeline:
     ):
         self.config = config = config or PipelineConfig()
         self.features = FeatureExtractor()
-        self.motion = MotionNet(motion_dir, config.lookahead_ms, threads=config.threads)
+        self.motion = MotionNet(motion_dir, config.lookahead_ms)
         self.idle = Idle(IdleConfig.load(lookahead=self.motion.lookahead))
         self.smoother = Smoother()
         self.interpolator = Interpolator(config.fps)
@@ -334,7 +334,7 @@ def render(
     """
     from visavis.audio import decode_audio, read_audio
     from visavis.motionfile import save_motion
-    from visavis.video import VideoWriter
+    from visavis.video import VideoWriter, write_all
 
     config = config or PipelineConfig()
     warnings: list[str] = []
@@ -344,14 +344,8 @@ def render(
     keep = pieces.append if motion_out else None
     size = (pipe.renderer.size, pipe.renderer.size)
     with VideoWriter(Path(out), config.fps, size, sound=decode_audio(audio)) as film:
-        for frame in stream(
-            pipe.renderer.avatar, chunks, pipeline=pipe, timer=timer, on_motion=keep
-        ):
-            with timer("encode"):
-                film.write(frame.image)
-            if progress:
-                progress(film.frames)
-        count = film.frames
+        frames = stream(pipe.renderer.avatar, chunks, pipeline=pipe, timer=timer, on_motion=keep)
+        count = write_all(film, (frame.image for frame in frames), progress)
     if motion_out:
         save_motion(Motion(np.concatenate(pieces), Fraction(MOTION_RATE)), motion_out)
     meta = {"tier": config.tier, "size": size[0], "fps": str(config.fps), "seed": config.seed}
@@ -385,23 +379,24 @@ def animate(
         OutputError: the film cannot be written.
     """
     from visavis.audio import decode_audio
-    from visavis.video import VideoWriter
+    from visavis.video import VideoWriter, write_all
 
     config = config or PipelineConfig()
     who = open_avatar(avatar, config.size)
     renderer = Renderer(who, config.tier, config.size, threads=config.threads)
     rows = frames_of_motion(motion, config.fps, who, align)
-    state = renderer.init_state()
     blocks = decode_audio(sound) if sound else None
     with VideoWriter(Path(out), config.fps, (renderer.size, renderer.size), sound=blocks) as film:
-        for row in rows:
-            state, images = renderer.step(state, row[None, None])
-            film.write(images[0, 0])
-            if progress:
-                progress(film.frames)
-        count = film.frames
+        count = write_all(film, _draw_rows(renderer, rows), progress)
     meta = {"tier": config.tier, "size": renderer.size, "fps": str(config.fps), "align": align}
     return RenderReport(Path(out), count, float(count / config.fps), (), meta)
+
+
+def _draw_rows(renderer: Renderer, rows: np.ndarray) -> Iterator[np.ndarray]:
+    state = renderer.init_state()
+    for row in rows:
+        state, images = renderer.step(state, row[None, None])
+        yield images[0, 0]
 
 
 def frames_of_motion(

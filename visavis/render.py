@@ -65,7 +65,8 @@ class Renderer:
         self._atlas = _atlas(avatar)
         self._base = _base(avatar, self.mesh.spans)
         y, x = np.mgrid[: self.size, : self.size].astype(np.float32)
-        self._identity = _atlas_pixels(np.ascontiguousarray(np.dstack([x, y])))
+        self._box, self._corner, self._spans = _moving_box(self.mesh.spans)
+        self._identity = _atlas_pixels(np.dstack([x, y])[self._box])
         self._source = _atlas_pixels(self.mesh.source)
         self._eyes = EyePainter(avatar)
         self._teeth = TeethPainter(avatar)
@@ -105,21 +106,23 @@ class Renderer:
         """Where the person is at a motion ``(D,)``: ``(S, S)`` uint8, 255 inside."""
         warped = self._warp(motion)[0]
         out = np.array(self.avatar.matte)
-        for y, (first, last) in enumerate(self.mesh.spans):
-            out[y, first:last] = warped[y, first:last, 3]
+        moving = out[self._box]
+        for y, (first, last) in enumerate(self._spans):
+            moving[y, first:last] = warped[y, first:last, 3]
         return out
 
     def _warp(self, motion: np.ndarray) -> tuple[np.ndarray, np.ndarray, Pose]:
-        """The moved person, premultiplied RGBA, with the posed face and its pose."""
+        """The moved person in the moving box, premultiplied RGBA; the posed face; its pose."""
         target, face, pose = self.mesh.vertices(motion)
         field = self._identity.copy()
+        target -= self._corner
         fill_map(target, self._source, self.mesh.triangles, self.mesh.order(face), field)
         return cv2.remap(self._atlas, field, None, cv2.INTER_LINEAR), face, pose
 
     def _draw(self, state: State, motion: np.ndarray, out: np.ndarray) -> State:
         warped, face, pose = self._warp(motion)
         np.copyto(out, self._base)
-        compose(warped, self._base, self.mesh.spans, out)
+        compose(warped, self._base[self._box], self._spans, out[self._box])
         self._eyes.paint(out, face, motion)
         own_teeth = self._teeth.paint(out, face, pose, motion)
         if self._net is None:
@@ -133,6 +136,17 @@ class Renderer:
         if own_teeth is not None:
             own_teeth.put_back()
         return {f"render/{k}": v for k, v in memory.items()}
+
+
+def _moving_box(spans: np.ndarray) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
+    """The rectangle around all spans: as slices, its corner x and y, and the spans inside it."""
+    rows = np.flatnonzero(spans[:, 1] > spans[:, 0])
+    top, bottom = int(rows[0]), int(rows[-1]) + 1
+    left, right = int(spans[rows, 0].min()), int(spans[rows, 1].max())
+    inside = spans[top:bottom] - left
+    inside[spans[top:bottom, 1] == spans[top:bottom, 0]] = 0
+    corner = np.array([left, top], np.float32)
+    return (slice(top, bottom), slice(left, right)), corner, np.ascontiguousarray(inside)
 
 
 def _put(state: State, one: State, row: int) -> State:

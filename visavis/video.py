@@ -7,7 +7,8 @@ Time is integers: frame k is shown at k / fps, sound is cut or filled to exactly
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,6 +24,7 @@ from visavis.media import READ_ERRORS, open_media, origin, reason, replacing
 SoundBlocks = Iterator[tuple[np.ndarray, int]]
 """``(N, C)`` float32 in [-1, 1] and its rate in Hz, as `visavis.audio.decode_audio` yields them."""
 
+ENCODE_AHEAD = 3  # pictures that may wait for the encoder
 LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "quad", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
 BT601_MATRIX, BT709_PRIMARIES, SRGB_TRANSFER, LIMITED_RANGE = 6, 1, 13, 1  # ITU-T H.273
 
@@ -215,6 +217,37 @@ class VideoWriter:
                 self._track.drain()
             else:
                 self._track.feed(*block)
+
+
+def write_all(
+    film: VideoWriter, images: Iterable[np.ndarray], progress: Callable[[int], None] | None = None
+) -> int:
+    """Write pictures as they come; one is encoded while the next is made.
+
+    Args:
+        film: an open writer.
+        images: ``(H, W, 3)`` uint8 RGB each, not changed afterwards.
+        progress: called with the number of pictures handed over.
+
+    Returns:
+        How many were written.
+
+    Raises:
+        OutputError: as `VideoWriter.write`.
+    """
+    waiting: deque[Future[None]] = deque()
+    count = 0
+    with ThreadPoolExecutor(1, thread_name_prefix="encode") as encoder:
+        for image in images:
+            waiting.append(encoder.submit(film.write, image))
+            count += 1
+            if len(waiting) > ENCODE_AHEAD:
+                waiting.popleft().result()
+            if progress:
+                progress(count)
+        for one in waiting:
+            one.result()
+    return count
 
 
 @contextmanager

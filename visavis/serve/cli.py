@@ -125,6 +125,7 @@ def make_models(config: ServeConfig, library: Library) -> Any:
 
     chosen = PipelineConfig.of(
         fps=config.fps, size=config.size, tier=config.tier, lookahead_ms=config.lookahead_ms
+        threads=1,  # one core a worker
     )
 
     def models(name: str) -> tuple[Pipeline, tuple[Renderer, ...]]:
