@@ -124,7 +124,10 @@ def make_models(config: ServeConfig, library: Library) -> Any:
     from visavis.render import Renderer
 
     chosen = PipelineConfig.of(
-        fps=config.fps, size=config.size, tier=config.tier, lookahead_ms=config.lookahead_ms
+        fps=config.fps,
+        size=config.size,
+        tier=config.tier,
+        lookahead_ms=config.lookahead_ms,
         threads=1,  # one core a worker
     )
 
@@ -170,7 +173,9 @@ def make_app(config: ServeConfig) -> Any:
         limit = session_limit(cost, float(config.fps), config.workers)
         facts = {"core_ms_per_frame": round(cost, 2), "sessions": limit}
         logging.getLogger("visavis.serve").info("capacity: %s", facts, extra=facts)
-    return build_app(config, library=library, models=models, limit=limit, render=render_film(config))
+    return build_app(
+        config, library=library, models=models, limit=limit, render=render_film(config)
+    )
 
 
 def run(config: ServeConfig, app: Any = None) -> None:
