@@ -79,7 +79,6 @@ class StageClock:
     def __init__(self, now: Callable[[], int]):
         self._now = now
         self.total: dict[str, int] = {}
-        self.frames: list[int] = []
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
