@@ -18,7 +18,7 @@ import numpy as np
 from numba import njit
 
 from visavis.errors import AudioError
-from visavis.media import READ_ERRORS, open_media, origin, reason
+from visavis.media import READ_ERRORS, decoded_frames, open_media, origin, reason
 from visavis.types import SAMPLE_RATE, State
 
 MIN_RATE, MAX_RATE = 4_000, 384_000  # Hz
@@ -333,7 +333,7 @@ def decode_audio(
     with open_media(path, AudioError, EXPECTED) as container:
         stream = _audio_stream(container, path)
         seconds, damaged = Fraction(0), None
-        for frame in _frames(container, stream):
+        for frame in decoded_frames(container, stream):
             if isinstance(frame, Exception):
                 damaged = frame
                 continue
@@ -368,25 +368,6 @@ def _riff_is_cut(path: Path) -> bool:
         size = int.from_bytes(head[4:8], "little")
     streamed = size in (0, 0xFFFFFFFF)  # written before the length was known
     return head[:4] == b"RIFF" and not streamed and size + 8 > path.stat().st_size
-
-
-def _frames(
-    container: av.container.InputContainer, stream: av.AudioStream
-) -> Iterator[av.AudioFrame | Exception]:
-    """Decoded frames; an exception stands where a packet, or the rest, cannot be read."""
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets, None)
-        except READ_ERRORS as error:
-            yield error
-            return
-        if packet is None:
-            return
-        try:
-            yield from packet.decode()
-        except READ_ERRORS as error:
-            yield error
 
 
 def _samples(frame: av.AudioFrame, path: Path, seconds: Fraction) -> np.ndarray:

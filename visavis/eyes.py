@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from visavis.avatar import Avatar
-from visavis.facemodel import EYEBALL_RADIUS, EYES
+from visavis.facemodel import EYEBALL_RADIUS, EYES, fit_affine
 from visavis.matte import diffuse
 from visavis.raster import opening_cover
 from visavis.types import CHANNEL
@@ -74,7 +74,7 @@ class _Eye:
         if (high <= low).any():
             return
         cover = opening_cover(ring - low, (int(high[1] - low[1]), int(high[0] - low[0])))
-        back = _affine(face[self._anchor, :2], self._source[self._anchor])
+        back = fit_affine(face[self._anchor, :2], self._source[self._anchor])
         y, x = np.mgrid[low[1] : high[1], low[0] : high[0]].astype(np.float32)
         sx = back[0, 0] * x + back[0, 1] * y + back[0, 2]
         sy = back[1, 0] * x + back[1, 1] * y + back[1, 2]
@@ -103,9 +103,3 @@ def _lid_shadow(y: np.ndarray, ring: np.ndarray, opening: float) -> np.ndarray:
     depth = np.clip((y - top) / (0.5 * height), 0, 1)
     strength = 0.35 * np.clip(1 - opening, 0, 1)
     return 1 - strength * (1 - depth)
-
-
-def _affine(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Least-squares ``(2, 3)`` affine from source to target points."""
-    rows = np.concatenate([source, np.ones((len(source), 1))], 1)
-    return np.linalg.lstsq(rows, target, rcond=None)[0].T

@@ -146,6 +146,12 @@ def fit_pose(points: np.ndarray, reference: np.ndarray) -> Pose:
     return Pose(rotation, scale, mu_t - scale * rotation @ mu_s)
 
 
+def fit_affine(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Least-squares ``(2, 3)`` affine from ``(N, 2)`` source to target points."""
+    rows = np.concatenate([source, np.ones((len(source), 1))], 1)
+    return np.linalg.lstsq(rows, target, rcond=None)[0].T
+
+
 @dataclass(frozen=True)
 class FaceModel:
     """Template, expression basis and topology; constants only.

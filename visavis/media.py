@@ -93,3 +93,22 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # moved, or never made
             temporary.unlink()
+
+
+def decoded_frames(
+    container: av.container.InputContainer, stream: av.AudioStream | av.VideoStream
+) -> Iterator[av.AudioFrame | av.VideoFrame | Exception]:
+    """Decoded frames; an exception stands where a packet, or the rest, cannot be read."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except READ_ERRORS as error:
+            yield error
+            return
+        if packet is None:
+            return
+        try:
+            yield from packet.decode()
+        except READ_ERRORS as error:
+            yield error

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from visavis.avatar import Avatar
-from visavis.facemodel import LIP_INNER, LIP_LOWER, LIP_UPPER, Pose, lip_gap
+from visavis.facemodel import LIP_INNER, LIP_LOWER, LIP_UPPER, Pose, fit_affine, lip_gap
 from visavis.raster import opening_cover
 from visavis.types import CHANNEL
 
@@ -145,7 +145,7 @@ class TeethPainter:
         self, inside: np.ndarray, pose: Pose, low: np.ndarray, shade: np.ndarray
     ) -> np.ndarray:
         picture, place = self._own
-        matrix = _affine(place["pixels"], pose.apply(place["face"])[:, :2] - low)
+        matrix = fit_affine(place["pixels"], pose.apply(place["face"])[:, :2] - low)
         size = (inside.shape[1], inside.shape[0])
         warped = cv2.warpAffine(picture, matrix, size, flags=cv2.INTER_LINEAR)
         alpha = warped[..., 3:]
@@ -176,11 +176,6 @@ def _shade(cover: np.ndarray, unit: float, gap: float) -> np.ndarray:
     shade = (0.34 + 0.41 * open_share) + (0.25 + 0.05 * open_share) * depth
     # what little light comes in has passed lips and gums: it is warm
     return shade[..., None] ** np.array([0.85, 1.05, 1.1], np.float32)
-
-
-def _affine(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    rows = np.concatenate([source, np.ones((len(source), 1))], 1)
-    return np.linalg.lstsq(rows, target, rcond=None)[0].T
 
 
 @lru_cache(maxsize=1)

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from visavis.errors import ConfigError, OutputError, VideoError
-from visavis.media import READ_ERRORS, open_media, origin, reason, replacing
+from visavis.media import decoded_frames, open_media, origin, reason, replacing
 
 SoundBlocks = Iterator[tuple[np.ndarray, int]]
 """``(N, C)`` float32 in [-1, 1] and its rate in Hz, as `visavis.audio.decode_audio` yields them."""
@@ -373,7 +373,9 @@ def probe_video(path: str | Path) -> VideoInfo:
             duration = Fraction(container.duration, av.time_base)
         fps, codec = stream.average_rate, stream.codec_context.name
         has_sound = bool(container.streams.audio)
-        first = next((f for f in _frames(container, stream) if isinstance(f, av.VideoFrame)), None)
+        first = next(
+            (f for f in decoded_frames(container, stream) if isinstance(f, av.VideoFrame)), None
+        )
         if first is None:
             raise VideoError(f"{path} has no frame that can be decoded; expected {EXPECTED}")
         turn = _rotation(first)
@@ -402,7 +404,7 @@ def read_video(
         zero, rate = origin(container), stream.average_rate or Fraction(25)
         reformatter = av.video.reformatter.VideoReformatter()
         index, last, damaged = 0, None, None
-        for frame in _frames(container, stream):
+        for frame in decoded_frames(container, stream):
             if isinstance(frame, Exception):
                 damaged = frame
                 continue
@@ -419,25 +421,6 @@ def read_video(
                 f"{path} is damaged or cut off ({reason(damaged)}): using the {index} frames "
                 "that decode"
             )
-
-
-def _frames(
-    container: av.container.InputContainer, stream: av.VideoStream
-) -> Iterator[av.VideoFrame | Exception]:
-    """Decoded frames; an exception stands where a packet, or the rest, cannot be read."""
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets, None)
-        except READ_ERRORS as error:
-            yield error
-            return
-        if packet is None:
-            return
-        try:
-            yield from packet.decode()
-        except READ_ERRORS as error:
-            yield error
 
 
 def _rotation(frame: av.VideoFrame) -> int:
