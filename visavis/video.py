@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from threading import Lock
 
 import av
 import cv2
@@ -237,9 +238,17 @@ def write_all(
     """
     waiting: deque[Future[None]] = deque()
     count = 0
-    with ThreadPoolExecutor(1, thread_name_prefix="encode") as encoder:
+    turn, open_ = Lock(), [True]
+
+    def put(image: np.ndarray) -> None:
+        with turn:  # Ctrl-C while the thread starts must not leave it writing to a closed film
+            if open_[0]:
+                film.write(image)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="encode") as encoder, ExitStack() as stack:
+        stack.callback(_shut, turn, open_)
         for image in images:
-            waiting.append(encoder.submit(film.write, image))
+            waiting.append(encoder.submit(put, image))
             count += 1
             if len(waiting) > ENCODE_AHEAD:
                 waiting.popleft().result()
@@ -248,6 +257,11 @@ def write_all(
         for one in waiting:
             one.result()
     return count
+
+
+def _shut(turn: Lock, open_: list[bool]) -> None:
+    with turn:
+        open_[0] = False
 
 
 @contextmanager
