@@ -53,6 +53,18 @@ def is_held_out(name: str, share: int = 10) -> bool:
     return int(hashlib.sha256(name.encode()).hexdigest(), 16) % share == 0
 
 
+def is_held_out_talker(talker: str, share: int = 5) -> bool:
+    """Whether a LibriSpeech talker belongs to the fifth whose voices are never trained on."""
+    return int(hashlib.sha256(talker.encode()).hexdigest(), 16) % share == 0
+
+
+def is_withheld(clip: Clip) -> bool:
+    """Whether a clip is kept for scoring: a tenth of ``grid_s1``, a fifth of LibriSpeech's talkers."""
+    if clip.corpus == "librispeech":
+        return is_held_out_talker(clip.talker)
+    return clip.corpus == "grid_s1" and is_held_out(clip.name)
+
+
 def save_clip(clip: Clip, folder: str | Path) -> Path:
     """Write ``folder/corpus/name.safetensors``."""
     path = Path(folder) / clip.corpus / f"{clip.name}.safetensors"

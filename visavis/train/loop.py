@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from visavis.models.motion import SIZES, MotionNet
-from visavis.train.clips import Clip, is_held_out, load_corpus
+from visavis.train.clips import Clip, is_withheld, load_corpus
 from visavis.train.data import Batch, Example, Pool, batches, make_example, make_quiet
 from visavis.train.losses import LossWeights, motion_loss
 from visavis.train.pseudo import fit_phone_motion, label
@@ -37,12 +37,12 @@ class Run:
 
 
 def training_clips(folder: str | Path, corpora: tuple[str, ...]) -> list[Clip]:
-    """Clips of some corpora without the held-out tenth of ``grid_s1``."""
+    """Clips of some corpora without those withheld for scoring."""
     return [
         clip
         for corpus in corpora
         for clip in load_corpus(folder, corpus)
-        if not (corpus == "grid_s1" and is_held_out(clip.name))
+        if not is_withheld(clip)
     ]
 
 
