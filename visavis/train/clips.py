@@ -53,13 +53,13 @@ def is_held_out(name: str, share: int = 10) -> bool:
     return int(hashlib.sha256(name.encode()).hexdigest(), 16) % share == 0
 
 
-def is_held_out_talker(talker: str, share: int = 5) -> bool:
-    """Whether a LibriSpeech talker belongs to the fifth whose voices are never trained on."""
+def is_held_out_talker(talker: str, share: int = 4) -> bool:
+    """Whether a LibriSpeech talker belongs to the quarter whose voices are never trained on."""
     return int(hashlib.sha256(talker.encode()).hexdigest(), 16) % share == 0
 
 
 def is_withheld(clip: Clip) -> bool:
-    """Whether a clip is kept for scoring: a tenth of ``grid_s1``, a fifth of LibriSpeech's talkers."""
+    """Whether a clip is kept for scoring: a tenth of ``grid_s1``, a quarter of LibriSpeech's talkers."""
     if clip.corpus == "librispeech":
         return is_held_out_talker(clip.talker)
     return clip.corpus == "grid_s1" and is_held_out(clip.name)
