@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -11,11 +11,12 @@ from visavis.features import SILENCE, FeatureExtractor
 from visavis.models.motion import LOOKAHEAD_STEPS
 from visavis.train.augment import stretch, unspeech, warp_features, wild
 from visavis.train.clips import Clip
-from visavis.types import CHANNEL, FEATURES_PER_MOTION, SPEECH_CHANNELS
+from visavis.types import CHANNEL, FEATURES_PER_MOTION, MOTION_HOP, SPEECH_CHANNELS
 
 SPEECH = np.array([CHANNEL[c] for c in SPEECH_CHANNELS])
 LOOKAHEAD_ODDS = np.array([1, 1, 3, 1]) / 6  # 80 ms half of the time
 WARP_ODDS = 0.7  # the rest is heard as it was recorded
+HUSH_ODDS = 0.4  # of augmented copies in which the talker pauses while the room goes on
 
 
 @dataclass
@@ -63,6 +64,8 @@ def make_example(
     weight: float = 1.0,
 ) -> Example:
     """One recording condition of a clip, with its labels moved along."""
+    if augment and rng.random() < HUSH_ODDS:
+        clip = hush(clip, rng)
     pcm = clip.pcm.astype(np.float64) / 32768.0
     factor = float(np.exp(rng.uniform(-0.2, 0.2))) if augment and rng.random() < 0.7 else 1.0
     if augment:
@@ -83,6 +86,48 @@ def make_example(
     return Example(features, motion, phones, weight)
 
 
+def hush(clip: Clip, rng: np.random.Generator) -> Clip:
+    """A clip whose talker stops for a while and shuts the mouth; the room's own noise goes on.
+
+    The noise is the clip's quietest quarter of a second, repeated forwards and backwards so that it
+    has no seams.
+    """
+    n, piece = len(clip.pcm), 4000
+    if n < 4 * piece:
+        return clip
+    pcm = clip.pcm.astype(np.float32)
+    total = np.concatenate([[0.0], np.cumsum(pcm.astype(np.float64) ** 2)])
+    starts = np.arange(0, n - piece, 160)
+    quiet = int(starts[np.argmin(total[starts + piece] - total[starts])])
+    noise = pcm[quiet : quiet + piece]
+    steps = n // MOTION_HOP
+    start = int(rng.integers(0, steps - 40))
+    stop = min(start + int(rng.integers(30, 120)), steps)
+    a, b = start * MOTION_HOP, stop * MOTION_HOP
+    loop = np.resize(np.concatenate([noise, noise[::-1]]), b - a)
+    fade = np.minimum(1.0, np.minimum(np.arange(b - a), np.arange(b - a)[::-1]) / 320.0)
+    pcm[a:b] = pcm[a:b] * (1 - fade) + loop * fade
+    return replace(
+        clip,
+        pcm=np.round(pcm).astype(np.int16),
+        motion=None if clip.motion is None else close_mouth(clip.motion, start, stop),
+        phones=None if clip.phones is None else _silent(clip.phones, 2 * start, 2 * stop),
+    )
+
+
+def close_mouth(motion: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """``(T, D)`` motion at rest from 120 ms after step ``start`` to 80 ms before ``stop``."""
+    share = np.interp(np.arange(len(motion)), [start, start + 6, stop - 4, stop], [1, 0, 0, 1])
+    return motion * share[:, None].astype(np.float32)
+
+
+def _silent(phones: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """A copy in which nothing is said from ``start`` to ``stop``."""
+    copy = phones.copy()
+    copy[start:stop] = 0
+    return copy
+
+
 def make_quiet(rng: np.random.Generator, seconds: float = 4.0) -> Example:
     """Nobody speaks: mouth shut and at rest."""
     features = extract(unspeech(seconds, rng))
@@ -97,14 +142,10 @@ def with_silence(example: Example, rng: np.random.Generator) -> Example:
     steps = len(example.motion)
     start = int(rng.integers(0, max(steps - 30, 1)))
     stop = min(start + int(rng.integers(30, 150)), steps)
-    features, motion = example.features.copy(), example.motion.copy()
-    phones = example.phones.copy()
+    features = example.features.copy()
     features[2 * start : 2 * stop] = SILENCE
-    # The mouth may take 120 ms to shut, and opens 80 ms ahead of the voice.
-    close = np.interp(np.arange(steps), [start, start + 6, stop - 4, stop], [1, 0, 0, 1])
-    motion *= close[:, None].astype(np.float32)
-    phones[start:stop] = 0
-    return Example(features, motion, phones, example.weight)
+    motion = close_mouth(example.motion, start, stop)
+    return Example(features, motion, _silent(example.phones, start, stop), example.weight)
 
 
 @dataclass(frozen=True)

@@ -39,10 +39,7 @@ class Run:
 def training_clips(folder: str | Path, corpora: tuple[str, ...]) -> list[Clip]:
     """Clips of some corpora without those withheld for scoring."""
     return [
-        clip
-        for corpus in corpora
-        for clip in load_corpus(folder, corpus)
-        if not is_withheld(clip)
+        clip for corpus in corpora for clip in load_corpus(folder, corpus) if not is_withheld(clip)
     ]
 
 
@@ -169,9 +166,10 @@ def train_step(run: Run, batch: Batch, recipe: MotionRecipe) -> dict[str, float]
         torch.from_numpy(a)
         for a in (batch.features, batch.lookahead, batch.motion, batch.known, batch.phones)
     )
-    motion, logits, _ = net(features, lookahead, net.init_state(len(features)))
+    with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
+        motion, logits, _ = net(features, lookahead, net.init_state(len(features)))
     terms = motion_loss(
-        motion, logits, target, known, phones, net.scale, LossWeights(**recipe.loss)
+        motion.float(), logits.float(), target, known, phones, net.scale, LossWeights(**recipe.loss)
     )
     run.optimiser.zero_grad()
     sum(terms.values()).backward()

@@ -39,6 +39,7 @@ class MotionRecipe(BaseModel):
     weight_decay: float = 0.02
     average: float = 0.998  # decay of the averaged weights
     checkpoint_every: int = 100
+    bf16: bool = False  # forward pass in bfloat16; weights and losses stay in float32
     quiet: int = 60  # generated clips of nobody speaking
     quiet_share: float = 0.1
     teacher_iterations: int = 1500
