@@ -101,6 +101,29 @@ class Aligner:
     def transcribe(self, pcm: np.ndarray) -> str:
         """Words heard in ``pcm`` ``(n,)`` int16 at 16 kHz (word error about a third)."""
         _run(self._hear, pcm)
+        return self._heard()
+
+    def hear(self, pcm: np.ndarray) -> tuple[str, list[Segment]]:
+        """Words heard in ``pcm`` ``(n,)`` int16 and the phone times of that very hypothesis.
+
+        Where nothing is known of the text, this fits where ``align`` to the words alone does not:
+        fillers, breaths and chosen pronunciations are kept.
+        """
+        _run(self._hear, pcm)
+        text = self._heard()
+        if not text:
+            return "", []
+        try:
+            self._hear.set_alignment()
+            _run(self._hear, pcm)
+            segments = _segments(self._hear.get_alignment())
+        except RuntimeError:
+            segments = []
+        # Back to the language model: the next recognition would crash in the alignment's search.
+        self._hear.activate_search()
+        return text, segments
+
+    def _heard(self) -> str:
         hypothesis = self._hear.hyp()
         words = hypothesis.hypstr.split() if hypothesis else []
         return " ".join(w.split("(")[0] for w in words if w[0] not in "<[+")
@@ -115,16 +138,18 @@ class Aligner:
             _run(self._fit, pcm)
             self._fit.set_alignment()
             _run(self._fit, pcm)
-            alignment = self._fit.get_alignment()
+            return _segments(self._fit.get_alignment())
         except RuntimeError:
             return []
-        if alignment is None:
-            return []
-        return [
-            Segment(PHONE_INDEX.get(p.name, 0), p.start, p.start + p.duration)
-            for word in alignment
-            for p in word
-        ]
+
+
+def _segments(alignment) -> list[Segment]:
+    """Phones of a pocketsphinx alignment, which may be None."""
+    return [
+        Segment(PHONE_INDEX.get(p.name, 0), p.start, p.start + p.duration)
+        for word in alignment or ()
+        for p in word
+    ]
 
 
 def _run(decoder, pcm: np.ndarray) -> None:
