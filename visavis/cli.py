@@ -25,6 +25,7 @@ from visavis import cli_train
 from visavis.errors import ConfigError, ImageError, InputError, OutputError, VisavisError
 from visavis.eval.cli import app as eval_app
 from visavis.serve import cli as cli_serve
+from visavis.serve import livekit_cli
 
 if TYPE_CHECKING:
     import numpy as np
@@ -496,3 +497,4 @@ app.add_typer(cli_train.train_app, name="train", no_args_is_help=True)
 app.command("export")(cli_train.export)
 app.add_typer(eval_app, name="eval")
 app.command("serve")(cli_serve.serve)
+app.command("livekit")(livekit_cli.livekit)

@@ -63,6 +63,9 @@ class Face:
             clock=MonotonicClock(),
         )
         self._live: LiveSession | None = None
+        self._ending = False
+        self._finished = asyncio.Event()
+        self._finished.set()
 
     @classmethod
     def of(cls, avatar: Avatar, config: PipelineConfig | None = None, **choices: Any) -> Face:
@@ -94,14 +97,25 @@ class Face:
 
     async def end(self) -> None:
         """The utterance is complete."""
+        self._ending = True
+        self._finished.clear()
         await self.live.end_of_speech()
+
+    async def finished(self) -> None:
+        """Wait until the utterance ended last is out, or was interrupted; needs someone iterating."""
+        await self._finished.wait()
 
     def clear(self) -> None:
         """Interrupt."""
+        self._ending = False
+        self._finished.set()
         self.live.clear_buffer()
 
     async def __aiter__(self) -> AsyncIterator[AudioBlock | VideoFrame]:
-        """Until ``stop``: each item when it is due, sound and frames merged."""
+        """Until ``stop``: each item when it is due, sound and frames merged.
+
+        A sound ``ends`` only where `end` was called: a pause of the speaker's makes no end.
+        """
         queue: asyncio.Queue = asyncio.Queue(8)
 
         async def read(kind: str) -> None:
@@ -112,8 +126,17 @@ class Face:
         readers = [asyncio.ensure_future(read(kind)) for kind in ("audio", "video")]
         try:
             while (item := await queue.get()) is not None:
-                if item.epoch >= self._outlet.epoch or isinstance(item, AudioBlock):
-                    yield item
+                if item.epoch < self._outlet.epoch:
+                    if isinstance(item, VideoFrame):
+                        continue
+                    item = self._outlet.silence(item)
+                ends = isinstance(item, AudioBlock) and item.ends
+                if ends and not self._ending:
+                    item, ends = replace(item, ends=False), False
+                yield item
+                if ends:
+                    self._ending = False
+                    self._finished.set()
         finally:
             for reader in readers:
                 reader.cancel()

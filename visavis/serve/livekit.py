@@ -1,10 +1,10 @@
-"""LiveKit: the face as the ``VideoGenerator`` of an ``AvatarRunner`` (extra: ``livekit``).
+"""LiveKit, in the agent's process: the face as ``VideoGenerator`` of an ``AvatarRunner``.
 
-    runner = AvatarRunner(room, audio_recv=receiver, video_gen=VisavisGenerator(face),
+    runner = AvatarRunner(room, audio_recv=QueueAudioOutput(), video_gen=VisavisGenerator(face),
                           options=options_of(face))
 
-``receiver`` is a ``QueueAudioOutput`` in the agent's own process, or a ``DataStreamAudioReceiver`` in a
-worker elsewhere.
+Needs livekit-agents (extra: ``livekit``). A worker elsewhere needs only ``livekit``: see
+``livekit_worker``.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from livekit import rtc
 from livekit.agents.voice.avatar import AudioSegmentEnd, AvatarOptions, VideoGenerator
 
 from visavis.serve.face import Face
-from visavis.serve.outlet import to_s16
-from visavis.session import AudioBlock, VideoFrame
+from visavis.serve.livekit_worker import picture_of, sound_of
+from visavis.session import VideoFrame
 
 
 def options_of(face: Face) -> AvatarOptions:
@@ -42,9 +42,11 @@ class VisavisGenerator(VideoGenerator):
         self._face = face
 
     async def push_audio(self, frame: rtc.AudioFrame | AudioSegmentEnd) -> None:
-        """See `VideoGenerator`."""
+        """See `VideoGenerator`. A segment's end returns when it is out: the runner tells two segments
+        apart only when the second comes after that."""
         if isinstance(frame, AudioSegmentEnd):
             await self._face.end()
+            await self._face.finished()
         else:
             pcm = np.frombuffer(frame.data, np.int16).reshape(-1, frame.num_channels)
             await self._face.push(pcm, frame.sample_rate)
@@ -57,18 +59,9 @@ class VisavisGenerator(VideoGenerator):
         """Frames always, sound while it speaks, the end of each segment after its last sound."""
         async for item in self._face:
             if isinstance(item, VideoFrame):
-                yield _picture(item)
+                yield picture_of(item)
                 continue
             if item.speaking:
-                yield _sound(item)
+                yield sound_of(item)
             if item.ends:
                 yield AudioSegmentEnd()
-
-
-def _picture(frame: VideoFrame) -> rtc.VideoFrame:
-    height, width = frame.image.shape[:2]
-    return rtc.VideoFrame(width, height, rtc.VideoBufferType.RGB24, frame.image.tobytes())
-
-
-def _sound(block: AudioBlock) -> rtc.AudioFrame:
-    return rtc.AudioFrame(to_s16(block.pcm).tobytes(), block.rate, 1, len(block.pcm))
