@@ -54,13 +54,20 @@ def is_held_out(name: str, share: int = 10) -> bool:
 
 
 def is_held_out_talker(talker: str, share: int = 4) -> bool:
-    """Whether a LibriSpeech talker belongs to the quarter whose voices are never trained on."""
-    return int(hashlib.sha256(talker.encode()).hexdigest(), 16) % share == 0
+    """Whether a voice belongs to the quarter never trained on.
+
+    Args:
+        talker: of LibriSpeech with or without ``ls`` before its number; of eSpeak NG a voice and,
+            after ``+``, the variant of the vocal tract, which alone counts.
+        share: one in so many is held out.
+    """
+    name = talker.partition("+")[2] or (f"ls{talker}" if talker.isdigit() else talker)
+    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % share == 0
 
 
 def is_withheld(clip: Clip) -> bool:
-    """Whether a clip is kept for scoring: a tenth of ``grid_s1``, a quarter of LibriSpeech's talkers."""
-    if clip.corpus == "librispeech":
+    """Whether a clip is kept for scoring: a tenth of ``grid_s1``, a quarter of the unfilmed voices."""
+    if clip.corpus.partition("_")[0] in ("librispeech", "espeak"):
         return is_held_out_talker(clip.talker)
     return clip.corpus == "grid_s1" and is_held_out(clip.name)
 
