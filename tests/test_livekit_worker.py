@@ -14,8 +14,8 @@ from conftest import speech_like
 for needed in ("prometheus_client", "livekit.rtc"):
     pytest.importorskip(needed, reason="the livekit-worker extra is not installed")
 
-from livekit import rtc
 from live_doubles import DoublePipeline, MotionRenderer
+from livekit import rtc
 from livekit_doubles import Wire
 from typer.testing import CliRunner
 
