@@ -5,8 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from visavis.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from visavis.models.architectures import AnyMotionNet
+    from visavis.train.encoders import EncodedMotionNet
+    from visavis.train.recipes import MotionRecipe
 
 Report = Callable[[str], None]
 
@@ -75,6 +81,10 @@ def train_motion(
     *,
     threads: int = 1,
     stop: int = 0,
+    changes: dict | None = None,
+    accept_licence: bool = False,
+    distributed: bool = False,
+    board: bool = False,
     report: Report = _quiet,
 ) -> Path:
     """Train by a recipe, going on from ``run`` where a run is there.
@@ -85,31 +95,90 @@ def train_motion(
         run: folder of the checkpoint and log.
         threads: CPU threads.
         stop: step to stop at for now, 0 for the recipe's end.
+        changes: keys of the recipe to set otherwise; ``None`` values change nothing.
+        accept_licence: use an encoder whose weights are not permissively licensed.
+        distributed: torchrun started this process, one of several.
+        board: write a TensorBoard log as well.
         report: called with lines of progress.
 
     Returns:
         The checkpoint.
+
+    Raises:
+        ConfigError: an impossible recipe, or another than the run in ``run`` was begun with.
     """
     import torch
 
+    from visavis.train.encoders import open_front
     from visavis.train.loop import build_pools, load_pools, save_pools, train
-    from visavis.train.recipes import read_motion_recipe
+    from visavis.train.parallel import joined
+    from visavis.train.recipes import change, read_motion_recipe
 
     torch.set_num_threads(threads)
-    config = read_motion_recipe(recipe)
+    config = change(read_motion_recipe(recipe), changes or {})
     folder = Path(run)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.json").write_text(config.model_dump_json(indent=1), encoding="utf-8")
-    if (folder / "pools.npz").exists():
-        pools = load_pools(folder / "pools.npz")
+    _same_net(folder, config)
+    front, encoder = open_front(config, accept_licence)
+    with joined(distributed) as ranks:
+        report = report if ranks.leads else _quiet
+        kept = folder / "pools.npz"
+        if ranks.leads:
+            text = config.model_dump_json(indent=1)
+            (folder / "recipe.json").write_text(text, encoding="utf-8")
+            if not kept.exists():
+                save_pools(build_pools(config, clips, report, front), kept)
+        ranks.wait()
+        pools = load_pools(kept)
         for pool in pools:
-            kept = config.pools.get(pool.name)
-            pool.share = kept.share if kept else config.quiet_share
-    else:
-        pools = build_pools(config, clips, report)
-        save_pools(pools, folder / "pools.npz")
-    train(config, pools, folder, report, stop)
+            asked = config.pools.get(pool.name)
+            pool.share = asked.share if asked else config.quiet_share
+        train(
+            config, pools, folder, report, stop,
+            front=front, ranks=ranks, encoder=encoder, board=board,
+        )  # fmt: skip
     return folder / "run.pt"
+
+
+def _same_net(folder: Path, config: MotionRecipe) -> None:
+    """Refuse to go on with weights of another shape."""
+    from visavis.train.recipes import SHAPES_NET
+
+    if not (folder / "run.pt").exists():
+        return
+    begun = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+    for key in SHAPES_NET:
+        old, new = begun.get(key, type(config).model_fields[key].default), getattr(config, key)
+        if old != new:
+            raise ConfigError(
+                f"the run in {folder} was begun with {key} = {old!r}, not {new!r}; give another folder"
+            )
+
+
+def export_run(run: str | Path, out: str | Path, card: str = "", facts: dict | None = None) -> Path:
+    """The averaged weights of a motion or mouth run to a model folder.
+
+    Raises:
+        InputError: no checkpoint in ``run``.
+    """
+    if (Path(run) / "last.pt").exists():
+        return export_mouth_run(run, out, card)
+    return export_motion_run(run, out, card, facts)
+
+
+def export_mouth_run(run: str | Path, out: str | Path, card: str = "") -> Path:
+    """The averaged mouth net of a run to a model folder.
+
+    Raises:
+        InputError: the run does not hold its recipe.
+    """
+    from visavis.train.renderer import RendererRecipe, export_mouth
+
+    path = Path(run) / "recipe.json"
+    if not path.exists():
+        raise InputError(f"no recipe.json in {run}; train the run on with this version first")
+    recipe = RendererRecipe.model_validate_json(path.read_text(encoding="utf-8"))
+    return export_mouth(Path(run), recipe, Path(out), card)
 
 
 def export_motion_run(
@@ -126,17 +195,20 @@ def export_motion_run(
     return export_motion(net, out, card, facts)
 
 
-def load_average(run: str | Path):
+def load_average(run: str | Path) -> AnyMotionNet | EncodedMotionNet:
     """The averaged weights of a run, in evaluation mode."""
     import torch
 
-    from visavis.models.motion import SIZES, MotionNet
+    from visavis.train.encoders import open_front
+    from visavis.train.loop import fresh_net
+    from visavis.train.recipes import MotionRecipe
 
     run = Path(run)
     if not (run / "run.pt").exists():
         raise InputError(f"no checkpoint in {run}; train first")
-    recipe = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
-    net = MotionNet(SIZES[recipe["size"]])
+    recipe = MotionRecipe(**json.loads((run / "recipe.json").read_text(encoding="utf-8")))
+    # The licence was seen to when the run was begun.
+    net = fresh_net(recipe, *open_front(recipe, accept_licence=True))
     net.load_state_dict(torch.load(run / "run.pt", weights_only=True)["average"])
     return net.eval()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -24,7 +24,7 @@ class Example:
     """One condition of one clip.
 
     Attributes:
-        features: ``(2 T, 83)`` float16.
+        features: ``(2 T, 83)`` float16, or what another ``FrontEnd`` makes.
         motion: ``(T, 9)`` float32, NaN where nothing was filmed.
         phones: ``(T,)`` uint8, 255 where unknown.
         weight: of its motion loss; labels made by a model weigh less than tracked ones.
@@ -34,6 +34,28 @@ class Example:
     motion: np.ndarray
     phones: np.ndarray
     weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class FrontEnd:
+    """How sound becomes what a net is given.
+
+    Attributes:
+        extract: ``(n,)`` float32 samples to ``(about n / 320 * per_step, width)``.
+        silence: ``(width,)`` float32, what it makes of no sound.
+        per_step: rows of a motion step.
+        warps: whether ``augment.warp_features`` makes sense of its rows.
+    """
+
+    extract: Callable[[np.ndarray], np.ndarray]
+    silence: np.ndarray
+    per_step: int = 1
+    warps: bool = False
+
+    @property
+    def n_inputs(self) -> int:
+        """Values of a motion step."""
+        return self.per_step * len(self.silence)
 
 
 @dataclass
@@ -55,6 +77,9 @@ def extract(pcm: np.ndarray) -> np.ndarray:
     return stage.step(stage.init_state(), pcm[None].astype(np.float32))[1][0]
 
 
+LOG_MEL = FrontEnd(extract, SILENCE, FEATURES_PER_MOTION, warps=True)
+
+
 def make_example(
     clip: Clip,
     rng: np.random.Generator,
@@ -62,6 +87,7 @@ def make_example(
     augment: bool = True,
     chatter: np.ndarray | None = None,
     weight: float = 1.0,
+    front: FrontEnd = LOG_MEL,
 ) -> Example:
     """One recording condition of a clip, with its labels moved along."""
     if augment and rng.random() < HUSH_ODDS:
@@ -70,9 +96,7 @@ def make_example(
     factor = float(np.exp(rng.uniform(-0.2, 0.2))) if augment and rng.random() < 0.7 else 1.0
     if augment:
         pcm = wild(stretch(pcm, factor), rng, chatter)
-    features = extract(pcm.astype(np.float32))
-    steps = len(features) // FEATURES_PER_MOTION
-    features = features[: steps * FEATURES_PER_MOTION].astype(np.float16)
+    features, steps = _whole_steps(pcm, front)
     motion = np.full((steps, len(SPEECH)), np.nan, np.float32)
     if clip.motion is not None:
         at = np.arange(steps) * factor
@@ -128,22 +152,29 @@ def _silent(phones: np.ndarray, start: int, stop: int) -> np.ndarray:
     return copy
 
 
-def make_quiet(rng: np.random.Generator, seconds: float = 4.0) -> Example:
+def make_quiet(
+    rng: np.random.Generator, seconds: float = 4.0, front: FrontEnd = LOG_MEL
+) -> Example:
     """Nobody speaks: mouth shut and at rest."""
-    features = extract(unspeech(seconds, rng))
-    steps = len(features) // FEATURES_PER_MOTION
+    features, steps = _whole_steps(unspeech(seconds, rng), front)
     rest = np.zeros((steps, len(SPEECH)), np.float32)
-    features = features[: steps * FEATURES_PER_MOTION].astype(np.float16)
     return Example(features, rest, np.zeros(steps, np.uint8))
 
 
-def with_silence(example: Example, rng: np.random.Generator) -> Example:
+def _whole_steps(pcm: np.ndarray, front: FrontEnd) -> tuple[np.ndarray, int]:
+    """Features of whole motion steps, float16, and how many steps."""
+    features = front.extract(pcm.astype(np.float32))
+    steps = len(features) // front.per_step
+    return features[: steps * front.per_step].astype(np.float16), steps
+
+
+def with_silence(example: Example, rng: np.random.Generator, front: FrontEnd = LOG_MEL) -> Example:
     """Cut digital silence into a copy of an example, from a random step to its end or a while."""
     steps = len(example.motion)
     start = int(rng.integers(0, max(steps - 30, 1)))
     stop = min(start + int(rng.integers(30, 150)), steps)
     features = example.features.copy()
-    features[2 * start : 2 * stop] = SILENCE
+    features[front.per_step * start : front.per_step * stop] = front.silence
     motion = close_mouth(example.motion, start, stop)
     return Example(features, motion, _silent(example.phones, start, stop), example.weight)
 
@@ -168,7 +199,12 @@ class Batch:
 
 
 def batches(
-    pools: list[Pool], batch: int, steps: int, seed: int, start: int = 0
+    pools: list[Pool],
+    batch: int,
+    steps: int,
+    seed: int,
+    start: int = 0,
+    front: FrontEnd = LOG_MEL,
 ) -> Iterator[Batch]:
     """Endless batches; number ``k`` depends on ``seed`` and ``k`` alone, so a run can go on."""
     shares = np.array([p.share for p in pools])
@@ -181,23 +217,30 @@ def batches(
             pool = pools[which]
             example = pool.examples[rng.integers(len(pool.examples))]
             if rng.random() < 0.15:
-                example = with_silence(example, rng)
-            rows.append(window(example, steps, rng))
+                example = with_silence(example, rng, front)
+            rows.append(window(example, steps, rng, front=front))
         yield Batch(*(np.stack(column) for column in zip(*rows, strict=True)))
         index += 1
 
 
 def window(
-    example: Example, steps: int, rng: np.random.Generator, lookahead: int | None = None
+    example: Example,
+    steps: int,
+    rng: np.random.Generator,
+    lookahead: int | None = None,
+    front: FrontEnd = LOG_MEL,
 ) -> tuple[np.ndarray, ...]:
     """A random stretch of an example, padded with silence, as one row of a ``Batch``."""
     total = len(example.motion)
     start = int(rng.integers(0, max(total - steps, 0) + 1))
     choice = int(rng.choice(4, p=LOOKAHEAD_ODDS)) if lookahead is None else lookahead
     behind = list(LOOKAHEAD_STEPS.values())[choice]
-    features = np.broadcast_to(SILENCE, (2 * steps, len(SILENCE))).copy()
-    part = example.features[2 * start : 2 * (start + steps)].astype(np.float32)
-    features[: len(part)] = warp_features(part, rng) if rng.random() < WARP_ODDS else part
+    rows = front.per_step
+    features = np.broadcast_to(front.silence, (rows * steps, len(front.silence))).copy()
+    part = example.features[rows * start : rows * (start + steps)].astype(np.float32)
+    if front.warps and rng.random() < WARP_ODDS:
+        part = warp_features(part, rng)
+    features[: len(part)] = part
     source = start + np.arange(steps) - behind
     inside = (source >= 0) & (source < total)
     source = np.clip(source, 0, total - 1)

@@ -1,25 +1,41 @@
 """Train the motion net: pools from clips, steps with checkpoints, exact resume.
 
 Batch ``k`` depends on the seed and ``k`` alone and torch's generator is kept in the checkpoint, so
-a run that was stopped and one that was not end in the same weights.
+a run that was stopped and one that was not end in the same weights. What the losses are divided by is
+counted over the whole batch, so neither working it off in parts (``accumulate``) nor sharing it between
+processes changes the curve.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from visavis.models.motion import SIZES, MotionNet
+from visavis.errors import ConfigError
+from visavis.models.architectures import AnyMotionNet, build_motion_net
 from visavis.train.clips import Clip, is_withheld, load_corpus
-from visavis.train.data import Batch, Example, Pool, batches, make_example, make_quiet
-from visavis.train.losses import LossWeights, motion_loss
+from visavis.train.data import (
+    LOG_MEL,
+    Batch,
+    Example,
+    FrontEnd,
+    Pool,
+    batches,
+    make_example,
+    make_quiet,
+)
+from visavis.train.encoders import ChunkedEncoder, EncodedMotionNet
+from visavis.train.losses import LossWeights, loss_counts, motion_loss
+from visavis.train.parallel import ALONE, Ranks
 from visavis.train.pseudo import fit_phone_motion, label
 from visavis.train.recipes import MotionRecipe
 
@@ -30,10 +46,18 @@ Report = Callable[[str], None]
 class Run:
     """What a checkpoint holds."""
 
-    net: MotionNet
-    average: MotionNet
+    net: AnyMotionNet
+    average: AnyMotionNet
     optimiser: torch.optim.Optimizer
     step: int = 0
+    ranks: Ranks = ALONE
+
+    def __post_init__(self) -> None:
+        self.shared = self.ranks.wrap(self.net)
+
+    def hold(self, more: bool) -> AbstractContextManager:
+        """Leave gradients of one part with this process while more parts of the batch follow."""
+        return self.shared.no_sync() if more and self.ranks.world > 1 else nullcontext()
 
 
 def training_clips(folder: str | Path, corpora: tuple[str, ...]) -> list[Clip]:
@@ -43,7 +67,9 @@ def training_clips(folder: str | Path, corpora: tuple[str, ...]) -> list[Clip]:
     ]
 
 
-def build_pools(recipe: MotionRecipe, folder: str | Path, report: Report) -> list[Pool]:
+def build_pools(
+    recipe: MotionRecipe, folder: str | Path, report: Report, front: FrontEnd = LOG_MEL
+) -> list[Pool]:
     """Read clips, fit the phone teacher where it is needed, draw the recording conditions."""
     rng = np.random.default_rng(recipe.seed)
     clips = {name: training_clips(folder, p.corpora) for name, p in recipe.pools.items()}
@@ -61,15 +87,15 @@ def build_pools(recipe: MotionRecipe, folder: str | Path, report: Report) -> lis
             group = [label(teacher, [c], styles[i % len(styles)])[0] for i, c in enumerate(group)]
         pool = Pool(name, p.share)
         for clip in group:
-            pool.add(make_example(clip, rng, augment=False, weight=p.weight))
+            pool.add(make_example(clip, rng, augment=False, weight=p.weight, front=front))
             for _ in range(p.copies):
                 piece = np.roll(chatter, int(rng.integers(len(chatter))))
-                pool.add(make_example(clip, rng, chatter=piece, weight=p.weight))
+                pool.add(make_example(clip, rng, chatter=piece, weight=p.weight, front=front))
         report(f"pool {name}: {len(group)} clips, {len(pool.examples)} examples")
         pools.append(pool)
     quiet = Pool("quiet", recipe.quiet_share)
     for _ in range(recipe.quiet):
-        quiet.add(make_quiet(rng))
+        quiet.add(make_quiet(rng, front=front))
     return [p for p in [*pools, quiet] if p.examples and p.share > 0]
 
 
@@ -95,8 +121,9 @@ def load_pools(path: Path) -> list[Pool]:
         for i in range(sum(k.endswith(".name") for k in file.files)):
             part = {k.partition(".")[2]: file[k] for k in file.files if k.startswith(f"{i}.")}
             cuts = np.cumsum(part["lengths"])[:-1]
+            per_step = len(part["features"]) // len(part["motion"])
             columns = (
-                np.split(part["features"], 2 * cuts), np.split(part["motion"], cuts),
+                np.split(part["features"], per_step * cuts), np.split(part["motion"], cuts),
                 np.split(part["phones"], cuts), part["weights"].tolist(),
             )  # fmt: skip
             examples = [Example(*row) for row in zip(*columns, strict=True)]
@@ -104,25 +131,40 @@ def load_pools(path: Path) -> list[Pool]:
     return pools
 
 
-def start_run(recipe: MotionRecipe, pools: list[Pool]) -> Run:
-    """Fresh weights, scaled to the pools' motion."""
+def fresh_net(
+    recipe: MotionRecipe, front: FrontEnd, encoder: ChunkedEncoder | None
+) -> AnyMotionNet | EncodedMotionNet:
+    """The net a recipe asks for, untrained."""
+    width = encoder.width if encoder else front.n_inputs
+    net = build_motion_net(recipe.architecture, recipe.size, n_inputs=width, dropout=recipe.dropout)
+    return EncodedMotionNet(encoder, net) if encoder else net
+
+
+def start_run(
+    recipe: MotionRecipe,
+    pools: list[Pool],
+    front: FrontEnd = LOG_MEL,
+    ranks: Ranks = ALONE,
+    encoder: ChunkedEncoder | None = None,
+) -> Run:
+    """Fresh weights, scaled to the pools' motion; around an encoder where one is tuned along."""
     torch.manual_seed(recipe.seed)
-    net = MotionNet(SIZES[recipe.size])
+    net = fresh_net(recipe, front, encoder)
     motion = np.concatenate([e.motion for p in pools for e in p.examples if p.name != "quiet"])
     motion = motion[np.isfinite(motion[:, 0])]
     if len(motion):
         net.mean[:] = torch.from_numpy(motion.mean(0))
         net.scale[:] = torch.from_numpy(motion.std(0) + 1e-4)
-    average = MotionNet(SIZES[recipe.size])
-    average.load_state_dict(net.state_dict())
-    decay = [p for p in net.parameters() if p.ndim > 1]
-    plain = [p for p in net.parameters() if p.ndim <= 1]
+    average = copy.deepcopy(net).requires_grad_(False)
+    learning = [p for p in net.parameters() if p.requires_grad]
+    decay = [p for p in learning if p.ndim > 1]
+    plain = [p for p in learning if p.ndim <= 1]
     groups = [
         {"params": decay, "weight_decay": recipe.weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
     optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
-    return Run(net, average, optimiser)
+    return Run(net, average, optimiser, ranks=ranks)
 
 
 def save_run(run: Run, path: Path) -> None:
@@ -158,21 +200,31 @@ def learning_rate(recipe: MotionRecipe, step: int) -> float:
 
 
 def train_step(run: Run, batch: Batch, recipe: MotionRecipe) -> dict[str, float]:
-    """One update; the loss by terms."""
-    net = run.net.train()
+    """One update; the loss by terms, of the whole batch."""
+    net, ranks = run.net.train(), run.ranks
     for group in run.optimiser.param_groups:
         group["lr"] = learning_rate(recipe, run.step)
-    features, lookahead, target, known, phones = (
-        torch.from_numpy(a)
-        for a in (batch.features, batch.lookahead, batch.motion, batch.known, batch.phones)
-    )
-    with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
-        motion, logits, _ = net(features, lookahead, net.init_state(len(features)))
-    terms = motion_loss(
-        motion.float(), logits.float(), target, known, phones, net.scale, LossWeights(**recipe.loss)
-    )
+    if ranks.world > 1:  # the checkpoint holds one generator: each process has its own by number
+        torch.manual_seed(hash((recipe.seed, run.step, ranks.rank)))
+    whole = [torch.from_numpy(getattr(batch, f.name)) for f in fields(Batch)]
+    counts = loss_counts(*whole[2:])
+    mine = [column[ranks.rows(len(column))] for column in whole]
+    split = min(recipe.accumulate, len(mine[0]))
+    parts = list(zip(*(c.tensor_split(split) for c in mine), strict=True))
     run.optimiser.zero_grad()
-    sum(terms.values()).backward()
+    sums: dict[str, float] = {}
+    for i, (features, lookahead, target, known, phones) in enumerate(parts):
+        with run.hold(i < len(parts) - 1):
+            with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
+                motion, logits, _ = run.shared(features, lookahead, net.init_state(len(features)))
+            terms = motion_loss(
+                motion.float(), logits.float(), target, known, phones, net.scale,
+                LossWeights(**recipe.loss), counts,
+            )  # fmt: skip
+            # Gradients are averaged over processes, and each has only its own rows' loss.
+            (sum(terms.values()) * ranks.world).backward()
+        for name, value in terms.items():
+            sums[name] = sums.get(name, 0.0) + float(value.detach())
     torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
     run.optimiser.step()
     run.step += 1
@@ -181,34 +233,91 @@ def train_step(run: Run, batch: Batch, recipe: MotionRecipe) -> dict[str, float]
         pairs = zip(run.average.parameters(), net.parameters(), strict=True)
         for kept, fresh in pairs:
             kept.lerp_(fresh, share)
-    return {k: float(v.detach()) for k, v in terms.items()}
+    return ranks.total(sums)
 
 
 def train(
-    recipe: MotionRecipe, pools: list[Pool], folder: str | Path, report: Report, stop: int = 0
+    recipe: MotionRecipe,
+    pools: list[Pool],
+    folder: str | Path,
+    report: Report,
+    stop: int = 0,
+    *,
+    front: FrontEnd = LOG_MEL,
+    ranks: Ranks = ALONE,
+    encoder: ChunkedEncoder | None = None,
+    board: bool = False,
 ) -> Run:
-    """Run to the recipe's end (or to ``stop``), going on from ``folder`` where a run is there."""
+    """Run to the recipe's end (or to ``stop``), going on from ``folder`` where a run is there.
+
+    Args:
+        recipe: of the run.
+        pools: of ``build_pools``, the same in every process.
+        folder: of the checkpoint and the log; written by the leading process.
+        report: called with lines of progress.
+        stop: step to stop at for now, 0 for the recipe's end.
+        front: what made the pools' features.
+        ranks: this process among all.
+        encoder: to tune along.
+        board: write a TensorBoard log as well.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "run.pt"
-    run = start_run(recipe, pools)
+    run = start_run(recipe, pools, front, ranks, encoder)
     if checkpoint.exists():
         run = load_run(run, checkpoint)
         report(f"resumed at step {run.step}")
-    began, first, sums = time.monotonic(), run.step, {}
-    source = batches(pools, recipe.batch, recipe.steps, recipe.seed, run.step)
+    if recipe.batch % ranks.world:
+        raise ConfigError(
+            f"a batch of {recipe.batch} cannot be shared evenly by {ranks.world} processes"
+        )
+    began, first, sums, count = time.monotonic(), run.step, {}, 0
+    source = batches(pools, recipe.batch, recipe.steps, recipe.seed, run.step, front)
     end = min(stop or recipe.iterations, recipe.iterations)
-    while run.step < end:
-        for name, value in train_step(run, next(source), recipe).items():
-            sums[name] = sums.get(name, 0.0) + value
-        if run.step % recipe.checkpoint_every == 0 or run.step == end:
-            count = (run.step - 1) % recipe.checkpoint_every + 1
-            line = {k: round(v / count, 4) for k, v in sums.items()}
-            pace = (time.monotonic() - began) / max(run.step - first, 1)
-            line |= {"step": run.step, "seconds_per_step": round(pace, 3)}
-            with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
-                log.write(json.dumps(line) + "\n")
-            report(json.dumps(line))
-            sums = {}
-            save_run(run, checkpoint)
+    with journal(folder, board and ranks.leads) as write:
+        while run.step < end:
+            for name, value in train_step(run, next(source), recipe).items():
+                sums[name] = sums.get(name, 0.0) + value
+            count += 1
+            if run.step % recipe.checkpoint_every == 0 or run.step == end:
+                line = {k: round(v / count, 4) for k, v in sums.items()}
+                pace = (time.monotonic() - began) / max(run.step - first, 1)
+                line |= {"step": run.step, "seconds_per_step": round(pace, 3)}
+                sums, count = {}, 0
+                if ranks.leads:
+                    write(line)
+                    report(json.dumps(line))
+                    save_run(run, checkpoint)
+                ranks.wait()
     return run
+
+
+@contextmanager
+def journal(folder: Path, board: bool) -> Iterator[Callable[[dict[str, float]], None]]:
+    """What writes a line of numbers to ``log.jsonl`` and, where wanted, as TensorBoard scalars.
+
+    Raises:
+        ConfigError: tensorboard is wanted and not installed.
+    """
+    writer = None
+    if board:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as err:
+            raise ConfigError("--tensorboard needs it: pip install 'visavis[train]'") from err
+        writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def write(line: dict[str, float]) -> None:
+        with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
+        if writer:
+            for name in line.keys() - {"step"}:
+                writer.add_scalar(f"motion/{name}", line[name], line["step"])
+            writer.flush()
+
+    try:
+        yield write
+    finally:
+        if writer:
+            writer.close()

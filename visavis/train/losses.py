@@ -28,6 +28,28 @@ class LossWeights:
     phones: float = 0.15
 
 
+def loss_counts(target: Tensor, known: Tensor, phones: Tensor) -> dict[str, float]:
+    """What each term of ``motion_loss`` is divided by, from the answers wanted alone.
+
+    Those of a whole batch make the losses of its parts add up to the loss of the whole.
+
+    Args:
+        target: ``(B, T, 9)``.
+        known: ``(B, T)`` weight of each step.
+        phones: ``(B, T)`` int64, -100 where unknown.
+    """
+    pair, triple = _neighbours(known)
+    sums = {
+        "regression": known.sum(),
+        "velocity": pair.sum(),
+        "acceleration": triple.sum(),
+        "closure": (known * (target[..., _JAW] < SHUT)).sum(),
+        "amplitude": len(known),
+        "phones": (phones >= 0).sum(),
+    }
+    return {k: max(float(v), 1.0) for k, v in sums.items()}
+
+
 def motion_loss(
     motion: Tensor,
     logits: Tensor,
@@ -36,6 +58,7 @@ def motion_loss(
     phones: Tensor,
     scale: Tensor,
     weights: LossWeights,
+    counts: dict[str, float] | None = None,
 ) -> dict[str, Tensor]:
     """The terms, weighted; their sum is the loss.
 
@@ -47,38 +70,49 @@ def motion_loss(
         phones: ``(B, T)`` int64, -100 where unknown.
         scale: ``(9,)`` standard deviation of each channel.
         weights: of the terms.
-    """  # fmt: skip
-    importance = torch.tensor(CHANNEL_WEIGHT, dtype=motion.dtype) / sum(CHANNEL_WEIGHT)
+        counts: ``loss_counts`` of the whole batch where these rows are a part of one.
+    """
+    importance = motion.new_tensor(CHANNEL_WEIGHT) / sum(CHANNEL_WEIGHT)
+    counts = counts or loss_counts(target, known, phones)
     error = (motion - target) / scale
 
-    def mean(value: Tensor, weight: Tensor) -> Tensor:
+    def total(value: Tensor, weight: Tensor) -> Tensor:
         per_step = F.smooth_l1_loss(value, torch.zeros_like(value), reduction="none") * importance
-        return (per_step.sum(-1) * weight).sum() / weight.sum().clamp(min=1.0)
+        return (per_step.sum(-1) * weight).sum()
 
-    pair = torch.minimum(known[:, 1:], known[:, :-1])
-    triple = torch.minimum(pair[:, 1:], pair[:, :-1])
+    pair, triple = _neighbours(known)
     velocity = error[:, 1:] - error[:, :-1]
     acceleration = velocity[:, 1:] - velocity[:, :-1]
-
     jaw, goal = motion[..., _JAW], target[..., _JAW]
     shut = known * (goal < SHUT)
     over = torch.relu(jaw - 0.5 * SHUT) / scale[_JAW]
-
-    count = known.sum(1).clamp(min=1.0)
-
-    def spread(x: Tensor) -> Tensor:
-        middle = (x * known).sum(1, keepdim=True) / count[:, None]
-        return (((x - middle) ** 2 * known).sum(1) / count + 1e-6).sqrt()
-
     whole = (known.sum(1) > 0.5 * known.shape[1]).to(motion.dtype)
-    amplitude = (torch.abs(spread(jaw) - spread(goal)) / scale[_JAW] * whole).mean()
+    spreads = torch.abs(_spread(jaw, known) - _spread(goal, known)) / scale[_JAW]
     heard = (phones >= 0).any()
-    said = F.cross_entropy(logits.transpose(1, 2), phones) if heard else logits.sum() * 0.0
-    return {
-        "regression": weights.regression * mean(error, known),
-        "velocity": weights.velocity * mean(velocity, pair),
-        "acceleration": weights.acceleration * mean(acceleration, triple),
-        "closure": weights.closure * (over * shut).sum() / shut.sum().clamp(min=1.0),
-        "amplitude": weights.amplitude * amplitude,
-        "phones": weights.phones * said,
+    said = (
+        F.cross_entropy(logits.transpose(1, 2), phones, reduction="sum")
+        if heard
+        else logits.sum() * 0.0
+    )
+    sums = {
+        "regression": total(error, known),
+        "velocity": total(velocity, pair),
+        "acceleration": total(acceleration, triple),
+        "closure": (over * shut).sum(),
+        "amplitude": (spreads * whole).sum(),
+        "phones": said,
     }
+    return {k: getattr(weights, k) * v / counts[k] for k, v in sums.items()}
+
+
+def _neighbours(known: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights of two and of three steps in a row: ``(B, T - 1)`` and ``(B, T - 2)``."""
+    pair = torch.minimum(known[:, 1:], known[:, :-1])
+    return pair, torch.minimum(pair[:, 1:], pair[:, :-1])
+
+
+def _spread(x: Tensor, known: Tensor) -> Tensor:
+    """Standard deviation of each row ``(B, T)`` over its known steps."""
+    count = known.sum(1).clamp(min=1.0)
+    middle = (x * known).sum(1, keepdim=True) / count[:, None]
+    return (((x - middle) ** 2 * known).sum(1) / count + 1e-6).sqrt()

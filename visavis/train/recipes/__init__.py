@@ -31,6 +31,15 @@ class MotionRecipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: str = "base"
+    architecture: str = "tcn_gru"  # or transformer
+    encoder: str = "log_mel"  # or hubert, wav2vec2, wavlm
+    encoder_weights: str = ""  # folder or hub name, where the encoder is a learned one
+    encoder_layers: int = 0  # of its uppermost layers tuned along; 0: frozen
+    encoder_past: int = 50  # steps of 20 ms it hears before a chunk
+    encoder_chunk: int = 4  # steps it answers at once
+    encoder_future: int = 4  # steps it hears after a chunk
+    dropout: float = 0.1
+    accumulate: int = 1  # parts a batch is worked off in; the result is that of the whole
     seed: int = 0
     iterations: int = 3000
     batch: int = 16
@@ -47,6 +56,13 @@ class MotionRecipe(BaseModel):
     teacher_talkers: tuple[str, ...] = ()  # whose style labels speech in turn; empty: the average
     loss: dict[str, float] = {}
     pools: dict[str, PoolRecipe]
+
+
+SHAPES_NET = (
+    "size", "architecture", "encoder", "encoder_weights", "encoder_layers", "encoder_past",
+    "encoder_chunk", "encoder_future",
+)  # fmt: skip
+"""Keys that a run must go on with as it was begun."""
 
 
 def read_motion_recipe(name: str | Path) -> MotionRecipe:
@@ -66,6 +82,22 @@ def read_motion_recipe(name: str | Path) -> MotionRecipe:
     except tomllib.TOMLDecodeError as err:
         raise ConfigError(f"{path} is not TOML: {err}") from err
     except ValidationError as err:
-        first = err.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"{path}: {where}: {first['msg']}") from err
+        raise _refusal(str(path), err) from err
+
+
+def change(recipe: MotionRecipe, changes: dict) -> MotionRecipe:
+    """A recipe with some keys set otherwise; keys of ``None`` are left alone.
+
+    Raises:
+        ConfigError: unknown or impossible keys.
+    """
+    asked = {k: v for k, v in changes.items() if v is not None}
+    try:
+        return MotionRecipe(**(recipe.model_dump() | asked))
+    except ValidationError as err:
+        raise _refusal("changed recipe", err) from err
+
+
+def _refusal(what: str, err: ValidationError) -> ConfigError:
+    first = err.errors()[0]
+    return ConfigError(f"{what}: {'.'.join(map(str, first['loc']))}: {first['msg']}")
