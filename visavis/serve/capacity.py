@@ -5,19 +5,19 @@ from __future__ import annotations
 from time import thread_time_ns
 from typing import Any
 
-import av
-import cv2
 import numpy as np
-from aiortc.codecs.vpx import Vp8Encoder
 
 from visavis.clock import ManualClock
+from visavis.serve.vp8 import Vp8
 from visavis.session import AudioBlock, Session, SessionConfig
 from visavis.types import SAMPLE_RATE
 
 USABLE = 0.7  # share of a core that may be planned for
 
 
-def core_ms_per_frame(models: tuple[Any, tuple], config: SessionConfig, seconds: float = 1.5) -> float:
+def core_ms_per_frame(
+    models: tuple[Any, tuple], config: SessionConfig, seconds: float = 1.5
+) -> float:
     """Core time of one frame: hearing, drawing and VP8, on this thread; the best half counts."""
     pipeline, fallbacks = models
     clock = ManualClock()
@@ -25,7 +25,7 @@ def core_ms_per_frame(models: tuple[Any, tuple], config: SessionConfig, seconds:
     noise = np.random.default_rng(0).standard_normal(round(seconds * SAMPLE_RATE)) * 0.1
     list(session.advance())
     session.push_audio(noise.astype(np.float32), SAMPLE_RATE)
-    encoder = Vp8Encoder()
+    encoder = Vp8()
     costs: list[int] = []
     begin = thread_time_ns()
     for _ in range(round(seconds * 50)):
@@ -33,11 +33,7 @@ def core_ms_per_frame(models: tuple[Any, tuple], config: SessionConfig, seconds:
         for item in session.advance():
             if isinstance(item, AudioBlock):
                 continue
-            picture = cv2.cvtColor(item.image, cv2.COLOR_RGB2YUV_I420)
-            frame = av.VideoFrame.from_ndarray(picture, format="yuv420p")
-            frame.pts = item.pts
-            frame.time_base = 1 / item.fps
-            encoder.encode(frame)
+            encoder.encode(item.image, item.pts, item.fps)
             costs.append(thread_time_ns() - begin)
             begin = thread_time_ns()
     costs = sorted(costs)[: max(1, len(costs) // 2)]

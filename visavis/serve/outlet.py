@@ -37,13 +37,18 @@ class Held:
 
 
 class Outlet:
-    """Base of the transports' outlets: override the two ``prepare`` methods.
+    """Base of the transports' outlets: override the ``prepare`` methods and ``silence``.
+
+    A transport whose pictures build on those before (``chained``) loses none of them alone: where one
+    must go, all that wait go, and nothing follows until a key frame comes.
 
     Args:
         clock: the sessions'.
         margin_ms: added to every due time, so that late work still leaves evenly.
         metrics: counts frames lost to slow clients, and the offset of sound and picture.
     """
+
+    chained = False
 
     def __init__(self, clock: Clock, margin_ms: int, metrics: Metrics):
         self.clock, self.metrics = clock, metrics
@@ -54,6 +59,8 @@ class Outlet:
         self.offset_ms = 0.0  # sound minus picture, of the last frame handed over
         self.on_first: Callable[[int], None] | None = None  # called once, at the first frame
         self._slip = {"audio": 0, "video": 0}  # ns after the planned moment
+        self._taken = {"audio": False, "video": False}  # whether anyone has asked yet
+        self._broken = False  # a picture was lost that others build on
         self._queues: dict[str, deque[Held]] = {"audio": deque(), "video": deque()}
         self._news = {"audio": asyncio.Event(), "video": asyncio.Event()}
 
@@ -69,33 +76,74 @@ class Outlet:
         """``ready`` of a block, made silent: an interruption leaves no hole in the timestamps."""
         raise NotImplementedError
 
+    def want_key(self) -> None:
+        """A chained transport's next picture must stand alone."""
+        raise NotImplementedError
+
+    def is_key(self, ready: Any) -> bool:
+        """Whether a chained transport's picture stands alone."""
+        raise NotImplementedError
+
     def offer(self, item: AudioBlock | VideoFrame, ready: Any, when: int) -> None:
         """From the session, on the loop."""
         if self.closed:
             return
         kind = "video" if isinstance(item, VideoFrame) else "audio"
         held, limit = self._queues[kind], FRAMES_HELD if kind == "video" else BLOCKS_HELD
-        if item.epoch < self.epoch:  # on its way when the interruption came
-            if kind == "video":
-                return
+        if kind == "video" and self._useless(item, ready):
+            return
+        if kind == "audio" and item.epoch < self.epoch:  # on its way when the interruption came
             ready = self.silence(ready)
+        if len(held) == limit:
+            self._drop_oldest(kind)
         held.append(Held(item, ready, when + self.margin_ns))
-        while len(held) > limit:
-            held.popleft()
-            if kind == "video":
-                self.metrics.dropped.labels("slow_client").inc()
         self.metrics.queue_depth.labels(kind).set(len(held))
         self._news[kind].set()
 
-    def interrupt(self) -> None:
-        """Old frames are thrown away, old sound becomes silence."""
-        self.epoch += 1
+    def _useless(self, item: VideoFrame, ready: Any) -> bool:
+        """Whether a picture cannot be shown: of before an interruption, or its forerunner is lost."""
+        if not self.chained:
+            return item.epoch < self.epoch
+        if self._broken and self.is_key(ready):
+            self._broken = False
+        return self._broken
+
+    def _drop_oldest(self, kind: str) -> None:
+        if kind == "audio":
+            self._queues[kind].popleft()
+        elif self.chained:
+            self._break_chain()
+        else:
+            self._queues[kind].popleft()
+            self.metrics.dropped.labels("slow_client").inc()
+
+    def _break_chain(self) -> None:
+        self.metrics.dropped.labels("slow_client").inc(len(self._queues["video"]))
         self._queues["video"].clear()
+        self._broken = True
+        self.want_key()
+
+    def interrupt(self) -> None:
+        """Old sound becomes silence; old pictures, 45 ms at most, go unless others build on them."""
+        self.epoch += 1
+        if not self.chained:
+            self._queues["video"].clear()
         for held in self._queues["audio"]:
             held.ready = self.silence(held.ready)
 
+    def _begin(self, kind: str) -> None:
+        """What was due before anyone asked is not sent in a burst: it is thrown away."""
+        self._taken[kind] = True
+        held, now = self._queues[kind], self.clock.now()
+        if kind == "video" and self.chained and held:
+            self._break_chain()
+        while held and held[0].when < now:
+            held.popleft()
+
     async def next(self, kind: str) -> Held | None:
         """The next of a kind, at its moment; ``None`` when the outlet is closed."""
+        if not self._taken[kind]:
+            self._begin(kind)
         while not self.closed:
             held = self._queues[kind]
             if not held:

@@ -8,7 +8,6 @@ from fractions import Fraction
 from typing import Any
 
 import av
-import cv2
 import numpy as np
 from aiortc import (
     RTCConfiguration,
@@ -17,30 +16,23 @@ from aiortc import (
     RTCRtpSender,
     RTCSessionDescription,
 )
-from aiortc.codecs import vpx
+from aiortc.codecs.vpx import Vp8Encoder
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 from aiortc.sdp import candidate_from_sdp
 
+from visavis.clock import Clock
 from visavis.errors import InputError
 from visavis.serve.config import ServeConfig
 from visavis.serve.engine import LiveSession
+from visavis.serve.jitter import VoiceBuffer
+from visavis.serve.metrics import Metrics
 from visavis.serve.outlet import Outlet, to_s16
+from visavis.serve.vp8 import Vp8
 from visavis.session import AudioBlock, VideoFrame
 
 log = logging.getLogger("visavis.serve")
-VIDEO_CLOCK = 90_000
 MAX_SDP = 64 << 10
-START_BITRATE, MIN_BITRATE, MAX_BITRATE = 1_800_000, 300_000, 4_000_000
 MIC_MODES = ("speak", "listen", "off")
-
-
-def raise_bitrates() -> None:
-    """Let VP8 start at what a 512 px face needs; aiortc has this as module constants only."""
-    vpx.DEFAULT_BITRATE, vpx.MIN_BITRATE, vpx.MAX_BITRATE = (
-        START_BITRATE,
-        MIN_BITRATE,
-        MAX_BITRATE,
-    )
 
 
 class _PlannedTime:
@@ -65,16 +57,29 @@ def report_planned_time() -> None:
 
 
 class RtcOutlet(Outlet):
-    """Frames as yuv420p and blocks as s16, as the encoders want them."""
+    """Frames as VP8 packets, encoded on the worker's thread; blocks as s16, for aiortc's Opus."""
 
-    def prepare_frame(self, frame: VideoFrame) -> av.VideoFrame:
-        """BT.601 limited range, what VP8 in browsers means without being told."""
-        picture = av.VideoFrame.from_ndarray(
-            cv2.cvtColor(frame.image, cv2.COLOR_RGB2YUV_I420), format="yuv420p"
-        )
-        picture.pts = round(frame.pts * VIDEO_CLOCK / frame.fps)
-        picture.time_base = Fraction(1, VIDEO_CLOCK)
-        return picture
+    chained = True
+
+    def __init__(self, clock: Clock, margin_ms: int, metrics: Metrics):
+        super().__init__(clock, margin_ms, metrics)
+        self._vp8 = Vp8()
+
+    def prepare_frame(self, frame: VideoFrame) -> av.Packet:
+        """VP8."""
+        return self._vp8.encode(frame.image, frame.pts, frame.fps)
+
+    def want_key(self) -> None:
+        """See `Outlet`."""
+        self._vp8.want_key()
+
+    def is_key(self, ready: av.Packet) -> bool:
+        """See `Outlet`."""
+        return ready.is_keyframe
+
+    def aim(self, bitrate: int) -> None:
+        """What the network carries, bit/s."""
+        self._vp8.aim(bitrate)
 
     def prepare_block(self, block: AudioBlock) -> av.AudioFrame:
         """Mono; pts in samples."""
@@ -115,6 +120,41 @@ class OutTrack(MediaStreamTrack):
         return held.ready
 
 
+class _Packer(Vp8Encoder):
+    """Cuts our packets for aiortc, which tells its encoders what the client says of the network."""
+
+    def __init__(self, outlet: RtcOutlet):
+        super().__init__()
+        self._outlet = outlet
+
+    @property
+    def target_bitrate(self) -> int:
+        """As aiortc has it; setting it reaches the encoder on the worker's thread."""
+        return Vp8Encoder.target_bitrate.__get__(self)
+
+    @target_bitrate.setter
+    def target_bitrate(self, bitrate: int) -> None:
+        self._outlet.aim(bitrate)
+
+
+def listen_to_network(sender: RTCRtpSender, outlet: RtcOutlet) -> None:
+    """Have the outlet told of lost pictures and of the rate that gets through: no hook in aiortc."""
+    sender._send_keyframe = outlet.want_key
+    if "_RTCRtpSender__encoder" in vars(sender):
+        vars(sender)["_RTCRtpSender__encoder"] = _Packer(outlet)
+
+
+def take_at_once(receiver: Any) -> None:
+    """Give aiortc's receiver of sound a `VoiceBuffer`; harmless where names have changed."""
+    inside = vars(receiver)
+    queue, codecs = (inside.get(f"_RTCRtpReceiver__{name}") for name in ("decoder_queue", "codecs"))
+    if queue is None or codecs is None:
+        return
+    inside["_RTCRtpReceiver__jitter_buffer"] = VoiceBuffer(
+        lambda frame, kind: queue.put((codecs[kind], frame))
+    )
+
+
 class Peer:
     """One peer connection of one session.
 
@@ -146,6 +186,7 @@ class Peer:
             self.pc.addTransceiver(OutTrack("audio", self.outlet), "sendrecv")
             video = self.pc.addTransceiver(OutTrack("video", self.outlet), "sendonly")
             video.setCodecPreferences(_vp8())
+            listen_to_network(video.sender, self.outlet)
             await self.pc.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
             if video.mid is None:
                 raise ValueError("no video asked for")
@@ -177,6 +218,9 @@ class Peer:
     def _on_track(self, track: MediaStreamTrack) -> None:
         if track.kind != "audio" or len(self._tasks) > 4:
             return
+        for transceiver in self.pc.getTransceivers():
+            if transceiver.receiver.track is track:
+                take_at_once(transceiver.receiver)
         task = asyncio.ensure_future(self._listen(track))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
