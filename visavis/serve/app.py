@@ -152,7 +152,6 @@ def build_app(
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        rtc.raise_bitrates()
         rtc.report_planned_time()
         await asyncio.to_thread(engine.start, library.shared()[0].id)
         hall.spawn(hall.reap())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib.util
 import json
 import logging
@@ -178,6 +179,20 @@ def make_app(config: ServeConfig) -> Any:
     )
 
 
+def _settle() -> None:
+    """Let the drawing threads be held up as little as may be.
+
+    Python hands its lock over every 5 ms where two threads want it, which a frame with a hundred
+    short steps feels; the first full garbage collection would walk through all that was loaded.
+    """
+    import cv2
+
+    cv2.setNumThreads(1)  # one core a worker
+    sys.setswitchinterval(0.001)
+    gc.collect()
+    gc.freeze()
+
+
 def run(config: ServeConfig, app: Any = None) -> None:
     """Serve until SIGTERM or Ctrl-C; the first lets sessions finish, the second does not."""
     import uvicorn
@@ -198,6 +213,7 @@ def run(config: ServeConfig, app: Any = None) -> None:
                 self.transport.close()
 
     app = app or make_app(config)
+    _settle()
     settings = uvicorn.Config(
         app,
         host=config.host,

@@ -149,6 +149,7 @@ class Call {
     const stream = new MediaStream();
     pc.ontrack = (event) => {
       stream.addTrack(event.track);
+      event.receiver.jitterBufferTarget = 0; // hold back no more than the network makes needful
       $("video").srcObject = stream;
     };
     pc.onicecandidate = (event) => this.send({ type: "candidate", candidate: event.candidate?.toJSON() ?? {} });
