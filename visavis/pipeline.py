@@ -12,9 +12,10 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from visavis.avatar import DEFAULT_SIZE, SIZES, Avatar, create_avatar, load_avatar
+from visavis.config import Config
 from visavis.errors import ConfigError
 from visavis.features import FeatureExtractor
 from visavis.idle import Idle, IdleConfig
@@ -27,7 +28,7 @@ HEAD_CHANNELS = ("head_pitch", "head_yaw", "head_roll", "shift_x", "shift_y", "s
 ALIGNMENTS = ("neutral", "first")
 
 
-class PipelineConfig(BaseModel):
+class PipelineConfig(Config):
     """Every choice of a pipeline, made once; unknown keys are errors.
 
     Attributes:
@@ -38,8 +39,6 @@ class PipelineConfig(BaseModel):
         seed: of blinks, glances and head motion.
         threads: CPU threads of the mouth net; the motion net is too small for more than one.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     fps: Fraction = Fraction(30)
     size: int = Field(DEFAULT_SIZE, ge=SIZES[0], le=SIZES[1], multiple_of=2)
@@ -55,19 +54,6 @@ class PipelineConfig(BaseModel):
             raise ValueError("expected 1 to 120 frames per second")
         return fps
 
-    @classmethod
-    def of(cls, **changes: object) -> PipelineConfig:
-        """A config from keywords.
-
-        Raises:
-            ConfigError: unknown key or impossible value, in one line.
-        """
-        try:
-            return cls.model_validate(changes)
-        except ValidationError as err:
-            first = err.errors()[0]
-            name = ".".join(str(part) for part in first["loc"])
-            raise ConfigError(f"{name} = {changes.get(name)!r}: {first['msg']}") from err
 
 
 Timer = Callable[[str], object]

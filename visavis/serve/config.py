@@ -7,24 +7,22 @@ import shlex
 from fractions import Fraction
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from visavis.errors import ConfigError
+from visavis.config import Config
 
 ASSETS = Path(__file__).parents[1] / "assets"
 
 
-class IceServer(BaseModel):
+class IceServer(Config):
     """One STUN or TURN server, as browsers name its fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     urls: str
     username: str | None = None
     credential: str | None = None
 
 
-class ServeConfig(BaseModel):
+class ServeConfig(Config):
     """Unknown keys are errors.
 
     Attributes:
@@ -38,8 +36,6 @@ class ServeConfig(BaseModel):
         margin_ms: how long a picture and its sound wait to be shown, for even pacing.
         detach_s: a session without a transport is closed after this long.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     host: str = "127.0.0.1"
     port: int = Field(8400, ge=0, le=65535)
@@ -85,20 +81,6 @@ class ServeConfig(BaseModel):
         """The words of ``tts``."""
         return shlex.split(self.tts)
 
-    @classmethod
-    def of(cls, **changes: object) -> ServeConfig:
-        """A config from keywords.
-
-        Raises:
-            ConfigError: unknown key or impossible value, in one line.
-        """
-        try:
-            return cls.model_validate(changes)
-        except ValidationError as err:
-            first = err.errors()[0]
-            name = ".".join(str(part) for part in first["loc"])
-            message = first["msg"].removeprefix("Value error, ")
-            raise ConfigError(f"{name} = {changes.get(name)!r}: {message}" if name else message) from err
 
 
 def is_loopback(host: str) -> bool:
