@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load, save_file
 
 from visavis.types import CHANNELS, FEATURE_HOP, MOTION_HOP
 
@@ -89,18 +88,29 @@ def save_clip(clip: Clip, folder: str | Path) -> Path:
 def load_clip(path: str | Path) -> Clip:
     """Read one file of ``save_clip``."""
     path = Path(path)
-    with safe_open(path, "numpy") as handle:
-        facts = json.loads((handle.metadata() or {})["clip"])
-        keys = set(handle.keys())
-        arrays = {k: handle.get_tensor(k) for k in keys}
-    assert tuple(facts.pop("channels")) == CHANNELS, f"{path}: prepared for other channels"
+    return clip_from_bytes(path.read_bytes(), path.stem, path.parent.name)
+
+
+def clip_from_bytes(data: bytes, name: str, corpus: str) -> Clip:
+    """A clip from the bytes of its file.
+
+    The metadata is in the file's header: eight bytes of length, then JSON (safetensors format).
+    """
+    size = int.from_bytes(data[:8], "little")
+    facts = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["clip"])
+    arrays = load(data)
+    assert tuple(facts.pop("channels")) == CHANNELS, f"{name}: prepared for other channels"
     talker = facts.pop("talker")
     return Clip(
-        path.stem, path.parent.name, talker, arrays["pcm"], arrays.get("motion"),
-        arrays.get("phones"), facts,
+        name, corpus, talker, arrays["pcm"], arrays.get("motion"), arrays.get("phones"), facts,
     )  # fmt: skip
 
 
 def load_corpus(folder: str | Path, corpus: str) -> list[Clip]:
-    """Every clip of one corpus, by name."""
-    return [load_clip(p) for p in sorted((Path(folder) / corpus).glob("*.safetensors"))]
+    """Every clip of one corpus, by name; from ``folder/shards`` where there are no single files."""
+    files = sorted((Path(folder) / corpus).glob("*.safetensors"))
+    if files or not (Path(folder) / "shards" / f"{corpus}.parquet").exists():
+        return [load_clip(p) for p in files]
+    from visavis.train.shards import read_shards
+
+    return list(read_shards(Path(folder) / "shards", corpus))

@@ -50,6 +50,23 @@ def find_lag(guess: np.ndarray, seen: np.ndarray, reach: int = REACH_STEPS) -> t
     return (best - reach + shift) * 1000.0 / MOTION_RATE, scores[best]
 
 
+def clip_lags(clips: list[Clip], voice: Voice) -> dict[str, tuple[float, float]]:
+    """Lag of each clip's jaw behind the one ``voice`` hears, ms, and the correlation there."""
+    jaw = CHANNEL["jaw_rotation"]
+    pairs = zip(clips, speak_clips(voice, clips), strict=True)
+    return {c.name: find_lag(a[:, jaw], b[:, jaw]) for c, (a, b) in pairs}
+
+
+def settle(lags: dict[str, tuple[float, float]]) -> dict[str, float]:
+    """Lags as found to offsets to take out: shrunk to their median, which the doubtful ones get."""
+    trusted = [lag for lag, r in lags.values() if r >= LEAST_CORRELATION]
+    middle = float(np.median(trusted)) if trusted else 0.0
+    return {
+        name: round(middle + TRUST * (lag - middle) if r >= LEAST_CORRELATION else middle, 1)
+        for name, (lag, r) in lags.items()
+    }
+
+
 def clip_offsets(clips: list[Clip], voice: Voice) -> dict[str, float]:
     """Offset still in each clip's motion, by clip name, in ms (positive: the mouth is late).
 
@@ -58,14 +75,7 @@ def clip_offsets(clips: list[Clip], voice: Voice) -> dict[str, float]:
         voice: what hears; its own corpus offset does not matter, only what clips differ by does, and
             the median of all.
     """
-    jaw = CHANNEL["jaw_rotation"]
-    found = [find_lag(a[:, jaw], b[:, jaw]) for a, b in speak_clips(voice, clips)]
-    trusted = [lag for lag, r in found if r >= LEAST_CORRELATION]
-    middle = float(np.median(trusted)) if trusted else 0.0
-    return {
-        c.name: round(middle + TRUST * (lag - middle) if r >= LEAST_CORRELATION else middle, 1)
-        for c, (lag, r) in zip(clips, found, strict=True)
-    }
+    return settle(clip_lags(clips, voice))
 
 
 def shift_motion(clip: Clip, late_ms: float) -> Clip:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import subprocess
 import tempfile
 import wave
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +62,22 @@ def articulation() -> np.ndarray:
     return table
 
 
+VISEMES = {
+    "silence": "SIL", "shut": "P B M", "lip on teeth": "F V", "tongue on teeth": "TH DH",
+    "ridge": "T D N S Z L", "pushed out": "CH JH SH ZH", "back": "K G NG HH", "r": "R ER",
+    "round": "W UW UH OW AO OY", "open": "AA AH AE AY AW", "front": "EH EY IH IY Y",
+}  # fmt: skip
+"""Phones that look alike, by name: 11 classes."""
+
+
+def viseme_of_phone() -> np.ndarray:
+    """``(40,)`` int64: index in ``VISEMES`` of each phone."""
+    table = np.zeros(len(PHONES), np.int64)
+    for i, names in enumerate(VISEMES.values()):
+        table[[PHONE_INDEX[n] for n in names.split()]] = i
+    return table
+
+
 _FLITE_TO_CMU = {"pau": "SIL", "ax": "AH", "axr": "ER", "brth": "SIL", "h#": "SIL"}
 
 
@@ -73,7 +90,16 @@ class Segment:
     stop: int
 
 
-def to_frames(segments: list[Segment], count: int) -> np.ndarray:
+@dataclass(frozen=True)
+class Alignment:
+    """What is said and when: ``words`` as word, start and end in seconds; phones; the text."""
+
+    text: str = ""
+    words: tuple[tuple[str, float, float], ...] = ()
+    phones: tuple[Segment, ...] = ()
+
+
+def to_frames(segments: Sequence[Segment], count: int) -> np.ndarray:
     """Class index per 10 ms, ``(count,)`` uint8; silence where nothing is labelled."""
     frames = np.zeros(count, np.uint8)
     for s in segments:
@@ -103,53 +129,56 @@ class Aligner:
         _run(self._hear, pcm)
         return self._heard()
 
-    def hear(self, pcm: np.ndarray) -> tuple[str, list[Segment]]:
-        """Words heard in ``pcm`` ``(n,)`` int16 and the phone times of that very hypothesis.
+    def hear(self, pcm: np.ndarray) -> Alignment:
+        """Words heard in ``pcm`` ``(n,)`` int16 with the times of that very hypothesis.
 
         Where nothing is known of the text, this fits where ``align`` to the words alone does not:
-        fillers, breaths and chosen pronunciations are kept.
+        fillers, breaths and chosen pronunciations are kept. Empty when nothing was made out.
         """
         _run(self._hear, pcm)
         text = self._heard()
         if not text:
-            return "", []
+            return Alignment()
         try:
             self._hear.set_alignment()
             _run(self._hear, pcm)
-            segments = _segments(self._hear.get_alignment())
+            found = _alignment(self._hear.get_alignment(), text)
         except RuntimeError:
-            segments = []
+            found = Alignment(text)
         # Back to the language model: the next recognition would crash in the alignment's search.
         self._hear.activate_search()
-        return text, segments
+        return found
 
     def _heard(self) -> str:
         hypothesis = self._hear.hyp()
         words = hypothesis.hypstr.split() if hypothesis else []
         return " ".join(w.split("(")[0] for w in words if w[0] not in "<[+")
 
-    def align(self, pcm: np.ndarray, text: str) -> list[Segment]:
-        """Phone times of ``text`` in ``pcm`` ``(n,)`` int16; empty when it does not fit."""
+    def align(self, pcm: np.ndarray, text: str) -> Alignment:
+        """Times of ``text`` in ``pcm`` ``(n,)`` int16; no phones when it does not fit."""
         words = [w for w in text.lower().split() if self._fit.lookup_word(w)]
         if not words:
-            return []
+            return Alignment(text)
         try:
             self._fit.set_align_text(" ".join(words))
             _run(self._fit, pcm)
             self._fit.set_alignment()
             _run(self._fit, pcm)
-            return _segments(self._fit.get_alignment())
+            return _alignment(self._fit.get_alignment(), text)
         except RuntimeError:
-            return []
+            return Alignment(text)
 
 
-def _segments(alignment) -> list[Segment]:
-    """Phones of a pocketsphinx alignment, which may be None."""
-    return [
-        Segment(PHONE_INDEX.get(p.name, 0), p.start, p.start + p.duration)
-        for word in alignment or ()
-        for p in word
-    ]
+def _alignment(found, text: str) -> Alignment:
+    """Of a pocketsphinx alignment, which may be None."""
+    words, phones = [], []
+    for word in found or ():
+        name = word.name.split("(")[0]
+        if name[0] not in "<[+":
+            stop = word.start + word.duration
+            words.append((name, word.start / FEATURE_RATE, stop / FEATURE_RATE))
+        phones += [Segment(PHONE_INDEX.get(p.name, 0), p.start, p.start + p.duration) for p in word]
+    return Alignment(text, tuple(words), tuple(phones))
 
 
 def _run(decoder, pcm: np.ndarray) -> None:

@@ -1,32 +1,42 @@
-"""From folders of videos and sound files to training clips. Offline, resumable, one file each.
+"""From folders of films and sound files to training clips. Offline, parallel, resumable.
 
-A clip that fails is named in the report and skipped; it never stops the rest.
+Every file is looked at by itself (``survey.py``), in any number of processes. What needs the whole
+folder follows here: a talker's neutral face, the offset between mouth and voice, clips, shards and
+the report. A file that fails is named with its reason and skipped; it never stops the rest.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from visavis.audio import read_audio
 from visavis.errors import InputError
-from visavis.facemesh import FaceMesh
 from visavis.facemodel import load_face_model
-from visavis.track import Track, clip_geometry, motion_of_track, track_points
+from visavis.track import Track, clip_geometry, motion_of_track
 from visavis.train.clips import Clip, save_clip
-from visavis.train.phones import PHONE_INDEX, Aligner, flite_speech, to_frames
-from visavis.types import MOTION_RATE
-from visavis.video import read_video
+from visavis.train.evaluate import Voice
+from visavis.train.offsets import clip_lags, settle
+from visavis.train.phones import flite_speech, to_frames
+from visavis.train.prepare_report import write_report
+from visavis.train.quality import Limits, refusal
+from visavis.train.shards import Entry, write_shards
+from visavis.train.survey import Source, Survey, read_survey
+from visavis.train.workers import Progress, survey_all, survey_all_with_ray
+from visavis.types import FEATURE_HOP, MOTION_HOP, MOTION_RATE
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mov", ".mkv", ".avi")
 AUDIO_SUFFIXES = (".opus", ".ogg", ".wav", ".flac", ".mp3", ".m4a")
-MIN_SCORE = 0.5
-MIN_EYE_PIXELS = 30.0
 FLITE_VOICES = ("slt", "rms", "awb", "kal16", "kal")
+INDEXED = (
+    "seconds", "fps", "width", "height", "seen", "eye_px", "yaw", "pitch", "score", "speech",
+    "level_db", "source",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,21 +45,36 @@ class CorpusConfig:
 
     Attributes:
         name: folder of the clips written.
-        talker: ``all`` (one talker), ``prefix`` (name up to the first underscore) or ``clip``.
-        offset_ms: what the mouth lags the sound by, per clip name or ``*``; taken out.
+        talker: ``all`` (one talker), ``prefix`` (name up to the first underscore), ``dash`` (up to
+            the first dash) or ``clip``.
+        offset_ms: what the mouth lags the sound by, per clip name or ``*``; estimated where neither
+            is given.
         words: clip name -> text, for forced alignment; recognised where it is missing.
+        phones: whether phone times are wanted.
+        jobs: processes side by side.
+        ray: whether Ray runs them.
+        ray_address: of a running cluster.
+        models: folder of the face graphs.
+        limits: of quality.
     """
 
     name: str
     talker: str = "clip"
     offset_ms: dict[str, float] = field(default_factory=dict)
     words: dict[str, str] = field(default_factory=dict)
+    phones: bool = True
+    jobs: int = 1
+    ray: bool = False
+    ray_address: str = ""
+    models: str | None = None
+    limits: Limits = field(default_factory=Limits)
 
     def talker_of(self, name: str) -> str:
         """Who speaks in a clip."""
         if self.talker == "all":
             return self.name
-        return f"{self.name}_{name.split('_')[0] if self.talker == 'prefix' else name}"
+        marks = {"prefix": "_", "dash": "-"}
+        return f"{self.name}_{name.split(marks[self.talker])[0] if self.talker in marks else name}"
 
 
 def monotone_resample(values: np.ndarray, times: np.ndarray, at: np.ndarray) -> np.ndarray:
@@ -78,79 +103,82 @@ def monotone_resample(values: np.ndarray, times: np.ndarray, at: np.ndarray) -> 
     return out.astype(np.float32)
 
 
+def sources_of(directory: str | Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Files of a folder by suffix, in order; names without suffix must differ.
+
+    Raises:
+        InputError: two files that would become one clip.
+    """
+    paths = sorted(p for p in Path(directory).iterdir() if p.suffix.lower() in suffixes)
+    for one, other in itertools.pairwise(sorted(paths, key=lambda p: p.stem)):
+        if one.stem == other.stem:
+            raise InputError(f"{one} and {other.name} would be one clip; rename one of them")
+    return paths
+
+
 def prepare_videos(
-    source: str | Path,
-    out: str | Path,
-    config: CorpusConfig,
-    mesh: FaceMesh,
-    progress: Callable[[int, int], None] | None = None,
-) -> dict:
-    """Talking videos to clips with motion.
+    source: str | Path, out: str | Path, config: CorpusConfig, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Talking videos to clips with motion, shards and a report.
 
     Args:
         source: folder of video files.
-        out: folder of the clips; tracks are kept in ``out/tracks`` and used again.
+        out: folder of all clips; ``out/survey`` keeps what each file showed, for the next run.
         config: how to read the folder.
-        mesh: tracker.
-        progress: called with clips done and clips in all.
+        progress: called with files done and files in all.
 
     Returns:
-        Report: counts and a reason for every clip refused.
+        Report: counts, seconds, a reason for every clip refused, offsets.
     """
-    paths = [p for p in sorted(Path(source).iterdir()) if p.suffix.lower() in VIDEO_SUFFIXES]
-    tracks, refused = {}, {}
-    for done, path in enumerate(paths):
-        try:
-            tracks[path] = _check(_track(path, Path(out) / "tracks" / config.name, mesh))
-        except (InputError, ValueError) as err:
-            refused[path.stem] = str(err)
-        if progress:
-            progress(done + 1, len(paths))
-    neutrals = _neutrals(tracks, config)
-    aligner = Aligner()
-    for path, track in tracks.items():
-        pcm = _pcm(path)
-        talker = config.talker_of(path.stem)
-        offset = config.offset_ms.get(path.stem, config.offset_ms.get("*", 0.0))
-        values = motion_of_track(track, neutral=neutrals[talker])
-        at = np.arange(len(pcm) // 320) / MOTION_RATE
-        motion = monotone_resample(values, track.times - offset / 1000.0, at)
-        text = config.words.get(path.stem) or aligner.transcribe(pcm)
-        meta = {"offset_ms": offset, "text": text, "source": path.name}
-        phones = to_frames(aligner.align(pcm, text), len(pcm) // 160)
-        save_clip(Clip(path.stem, config.name, talker, pcm, motion, phones, meta), out)
-    report = {"corpus": config.name, "clips": len(tracks), "refused": refused}
-    (Path(out) / f"{config.name}.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-    return report
+    out = Path(out)
+    facts = _survey(source, out, config, VIDEO_SUFFIXES, True, progress)
+    refused = _refused(facts, config.limits)
+    kept = [f["name"] for f in facts if f["name"] not in refused]
+
+    def read(name: str) -> Survey:
+        return read_survey(out / "survey" / config.name / name)
+
+    neutrals = _neutrals(kept, read, config)
+    raw = {}
+    for name in kept:
+        found = read(name)
+        raw[name] = (motion_of_track(found.track, neutral=neutrals[config.talker_of(name)]), found)
+    lags = _lags(raw, config)
+    clips = []
+    for name, offset in _offsets(lags, kept, config).items():
+        values, found = raw[name]
+        clip = _clip(name, found, values, offset, config)
+        lag, r = lags.get(name, (float("nan"), float("nan")))
+        clip.meta.update(lag_ms=_finite(lag), sync=_finite(r))
+        save_clip(clip, out)
+        clips.append(clip)
+    _forget(out / config.name, refused)
+    write_shards(_entries(clips, read, out), out / "shards", config.name)
+    return write_report(out, config.name, facts, refused, clips, read)
 
 
 def prepare_speech(
-    source: str | Path,
-    out: str | Path,
-    config: CorpusConfig,
-    progress: Callable[[int, int], None] | None = None,
-) -> dict:
-    """Sound files to clips with phones and no motion; those already there are kept."""
-    paths = [p for p in sorted(Path(source).iterdir()) if p.suffix.lower() in AUDIO_SUFFIXES]
-    aligner, refused = Aligner(), {}
-    for done, path in enumerate(paths):
-        if not (Path(out) / config.name / f"{path.stem}.safetensors").exists():
-            try:
-                pcm = _pcm(path)
-            except InputError as err:
-                refused[path.stem] = str(err)
-                continue
-            text = config.words.get(path.stem) or aligner.transcribe(pcm)
-            segments = aligner.align(pcm, text)
-            if segments:
-                phones = to_frames(segments, len(pcm) // 160)
-                clip = Clip(path.stem, config.name, path.stem.split("-")[0], pcm, None, phones)
-                save_clip(clip, out)
-            else:
-                refused[path.stem] = "no phone alignment"
-        if progress:
-            progress(done + 1, len(paths))
-    return {"corpus": config.name, "refused": refused}
+    source: str | Path, out: str | Path, config: CorpusConfig, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Sound files to clips with phones and no motion, shards and a report; as ``prepare_videos``."""
+    out = Path(out)
+    facts = _survey(source, out, config, AUDIO_SUFFIXES, False, progress)
+    refused = _refused(facts, config.limits)
+    clips = []
+
+    def read(name: str) -> Survey:
+        return read_survey(out / "survey" / config.name / name)
+
+    for name in [f["name"] for f in facts if f["name"] not in refused]:
+        found = read(name)
+        if config.phones and not found.alignment.phones:
+            refused[name] = "no phones: what is said was not made out"
+            continue
+        clips.append(_clip(name, found, None, 0.0, config))
+        save_clip(clips[-1], out)
+    _forget(out / config.name, refused)
+    write_shards(_entries(clips, read, out), out / "shards", config.name)
+    return write_report(out, config.name, facts, refused, clips, read)
 
 
 def prepare_flite(sentences: list[str], out: str | Path, name: str = "flite") -> int:
@@ -159,51 +187,113 @@ def prepare_flite(sentences: list[str], out: str | Path, name: str = "flite") ->
     for i, text in enumerate(sentences):
         voice = FLITE_VOICES[i % len(FLITE_VOICES)]
         pcm, segments = flite_speech(text, voice, float(np.exp(rng.uniform(-0.2, 0.35))))
-        phones = to_frames(segments, len(pcm) // 160)
-        assert PHONE_INDEX["SIL"] == 0
+        phones = to_frames(segments, len(pcm) // FEATURE_HOP)
         save_clip(Clip(f"{voice}-{i:04d}", name, voice, pcm, None, phones, {"text": text}), out)
     return len(sentences)
 
 
-def _pcm(path: Path) -> np.ndarray:
-    """A file's sound by the runtime's own reader, ``(n,)`` int16."""
-    sound = np.concatenate([*read_audio(path), np.zeros(0, np.float32)])
-    return np.round(np.clip(sound, -1, 1) * 32767).astype(np.int16)
+def _survey(
+    source: str | Path, out: Path, config: CorpusConfig, suffixes: tuple[str, ...], filmed: bool,
+    progress: Progress | None,
+) -> list[dict]:  # fmt: skip
+    """Facts of every file of the folder."""
+    paths = sources_of(source, suffixes)
+    sources = {
+        p.stem: Source(
+            str(p.resolve()), str((out / "survey" / config.name / p.stem).resolve()), filmed,
+            config.words.get(p.stem, ""), config.phones, config.models,
+        )
+        for p in paths
+    }  # fmt: skip
+    todo = list(sources.values())
+    if config.ray:
+        return survey_all_with_ray(todo, config.jobs, progress, config.ray_address)
+    return survey_all(todo, config.jobs, progress)
 
 
-def _track(path: Path, cache: Path, mesh: FaceMesh) -> Track:
-    """Track a video, or take the track kept from before."""
-    kept = cache / f"{path.stem}.npz"
-    if kept.exists():
-        with np.load(kept) as a:
-            return Track(a["points"], a["times"], a["scores"], tuple(a["size"]))
-    frames = ((float(t), image) for _, t, image in read_video(path))
-    track = track_points(frames, mesh)
-    cache.mkdir(parents=True, exist_ok=True)
-    np.savez(
-        kept, points=track.points, times=track.times, scores=track.scores, size=track.size
-    )  # fmt: skip
-    return track
+def _refused(facts: list[dict], limits: Limits) -> dict[str, str]:
+    reasons = {f["name"]: refusal(f, limits) for f in facts}
+    return {name: why for name, why in reasons.items() if why}
 
 
-def _check(track: Track) -> Track:
-    """Refuse tracks that would teach nonsense."""
-    if track.seen.mean() < 0.95:
-        raise ValueError(f"face seen in only {track.seen.mean():.0%} of the frames")
-    eyes = track.points[track.seen][:, 33, :2] - track.points[track.seen][:, 263, :2]
-    width = float(np.median(np.linalg.norm(eyes, axis=1)))
-    if width < MIN_EYE_PIXELS:
-        raise ValueError(f"eyes only {width:.0f} px apart; {MIN_EYE_PIXELS:.0f} needed")
-    return track
-
-
-def _neutrals(tracks: dict[Path, Track], config: CorpusConfig) -> dict[str, np.ndarray]:
+def _neutrals(
+    names: list[str], read: Callable[[str], Survey], config: CorpusConfig
+) -> dict[str, np.ndarray]:
     """One neutral per talker, from up to 24 of their clips."""
     template = load_face_model().template
-    groups: dict[str, list[np.ndarray]] = {}
-    for path, track in tracks.items():
-        groups.setdefault(config.talker_of(path.stem), []).append(track.points[track.seen])
-    return {
-        talker: clip_geometry(np.concatenate(clips[:: max(1, len(clips) // 24)]), template)[2]
-        for talker, clips in groups.items()
-    }
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(config.talker_of(name), []).append(name)
+    neutrals = {}
+    for talker, clips in groups.items():
+        tracks = [read(name).track for name in clips[:: max(1, len(clips) // 24)]]
+        points = np.concatenate([t.points[t.seen] for t in tracks])
+        neutrals[talker] = clip_geometry(points, template)[2]
+    return neutrals
+
+
+def _motion_at(values: np.ndarray, track: Track, samples: int, offset_ms: float) -> np.ndarray:
+    """Channels at the film's frames to 50 Hz in time with the sound."""
+    at = np.arange(samples // MOTION_HOP) / MOTION_RATE
+    return monotone_resample(values, track.times - offset_ms / 1000.0, at)
+
+
+def _clip(
+    name: str, found: Survey, values: np.ndarray | None, offset_ms: float, config: CorpusConfig
+) -> Clip:
+    """A survey and its motion to a clip."""
+    pcm, said = found.pcm, found.alignment
+    motion = None
+    if values is not None:
+        motion = _motion_at(values, found.track, len(pcm), offset_ms)
+    phones = to_frames(said.phones, len(pcm) // FEATURE_HOP) if said.phones else None
+    meta = {
+        "offset_ms": offset_ms, "text": said.text, "source": found.facts["source"],
+        "words": [list(w) for w in said.words],
+    }  # fmt: skip
+    return Clip(name, config.name, config.talker_of(name), pcm, motion, phones, meta)
+
+
+def _lags(
+    raw: dict[str, tuple[np.ndarray, Survey]], config: CorpusConfig
+) -> dict[str, tuple[float, float]]:
+    """Lag and trust of each clip by the shipped voice net; none where all offsets are given."""
+    if "*" in config.offset_ms or raw.keys() <= config.offset_ms.keys():
+        return {}
+    clips = [_clip(name, found, values, 0.0, config) for name, (values, found) in raw.items()]
+    return clip_lags(clips, Voice.load())
+
+
+def _offsets(
+    lags: dict[str, tuple[float, float]], names: list[str], config: CorpusConfig
+) -> dict[str, float]:
+    """Offset to take out of each clip, ms: given, else found."""
+    found = settle(lags)
+    given = config.offset_ms
+    return {n: given.get(n, given.get("*", found.get(n, 0.0))) for n in names}
+
+
+def _entries(
+    clips: list[Clip], read: Callable[[str], Survey], out: Path
+) -> Iterator[Entry]:  # fmt: skip
+    for clip in clips:
+        found = read(clip.name)
+        facts = {k: found.facts.get(k) for k in INDEXED}
+        facts |= {k: clip.meta.get(k) for k in ("offset_ms", "lag_ms", "sync", "text")}
+        facts |= {
+            "talker": clip.talker, "sound_seconds": len(clip.pcm) / 16_000,
+            "has_motion": clip.motion is not None, "has_phones": clip.phones is not None,
+            "box": json.dumps([round(v, 2) for v in found.box]),
+        }  # fmt: skip
+        data = (out / clip.corpus / f"{clip.name}.safetensors").read_bytes()
+        yield Entry(clip.name, data, found.pictures, facts)
+
+
+def _forget(folder: Path, refused: dict[str, str]) -> None:
+    """Remove clips of an earlier run that are refused now."""
+    for name in refused:
+        (folder / f"{name}.safetensors").unlink(missing_ok=True)
+
+
+def _finite(value: float) -> float | None:
+    return round(value, 3) if np.isfinite(value) else None
