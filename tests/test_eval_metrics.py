@@ -11,6 +11,7 @@ from visavis.eval import (
     landmarks,
     latency,
     lips,
+    rows,
     silence,
     stats,
     sync,
@@ -141,6 +142,36 @@ def test_a_shut_mouth_makes_no_closures():
     assert (shut.predicted, shut.recall, shut.f1) == (0, 0, 0)
 
 
+def test_only_a_moved_sound_is_no_control_free_of_rhythm(rng):
+    """Clips that share a template (rest, six words, rest): another clip's motion explains some of
+    it when begun at the same moment, and none when begun at moments that have nothing to do with it.
+    """
+    rest = np.convolve(np.repeat([0.0, 1, 0], [15, 45, 15]), np.hanning(9) / 4, "same")
+    clips = [rest * (1 + 0.5 * rng.normal(size=75)) for _ in range(40)]
+    half = len(clips) // 2
+    aligned, moved = [], []
+    for k, real in enumerate(clips):
+        other = clips[(k + half) % len(clips)]
+        phase = (k + 0.5) / len(clips)
+        aligned.append(lips.explained(other, real))
+        moved.append(lips.explained(np.roll(other, -round(phase * len(other))), real))
+    assert np.mean(aligned) > 0.05  # a still mouth scores 0
+    assert np.mean(moved) < -0.8  # wrong motion of full amplitude: -1 in the mean
+    assert abs(np.mean(moved) + 1) < 0.3
+
+
+def test_the_wrong_sound_is_all_of_another_clip_entered_elsewhere():
+    other = np.arange(1, 801, dtype=np.float32)
+    same = rows.wrong_sound(other, 800, 0.0)
+    assert np.array_equal(same[160:640], other[160:640])  # 10 ms of fade at the joint
+    assert same[0] < 1
+    moved = rows.wrong_sound(other, 1000, 0.5)
+    assert np.array_equal(moved[:800], np.roll(same, -400))
+    assert np.array_equal(moved[800:], moved[:200])
+    assert np.array_equal(other, np.arange(1, 801))
+    assert not rows.wrong_sound(np.zeros(0, np.float32), 50, 0.3).any()
+
+
 # sync
 
 
@@ -181,6 +212,21 @@ def test_psnr_known_answers(rng):
     assert image.psnr(a, a) == float("inf")
     black, grey = np.zeros_like(a), np.full_like(a, 51)  # 51/255 = 0.2
     assert image.psnr(grey, black) == pytest.approx(-20 * np.log10(0.2))
+
+
+def test_a_moved_head_is_moved_back(rng, face):
+    """A crop at a fixed place sees the head's move; with the head moved back, the mouths agree."""
+    import cv2
+
+    still = cv2.resize(picture(rng, 50), (400, 400), interpolation=cv2.INTER_CUBIC)
+    matrix = cv2.getRotationMatrix2D((200, 200), 6, 1.05) + np.array([[0, 0, 9], [0, 0, -5]])
+    moved = cv2.warpAffine(still, matrix, (400, 400), flags=cv2.INTER_CUBIC)
+    points = face.copy()
+    points[:, :2] = face[:, :2] @ matrix[:, :2].T + matrix[:, 2]
+    back = image.onto_face(moved, points, face)
+    inner = (slice(80, 320), slice(80, 320))
+    assert image.psnr(back[inner], still[inner]) > image.psnr(moved[inner], still[inner]) + 10
+    assert np.array_equal(image.onto_face(still, face, face), still)
 
 
 def test_ssim_agrees_with_scikit_image(rng):

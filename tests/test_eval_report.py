@@ -11,6 +11,7 @@ import pytest
 
 from visavis.errors import ConfigError
 from visavis.eval import figures, protocol, report, speed
+from visavis.eval.jobs import MAKERS
 from visavis.eval.measures import MEASURES, Evidence
 from visavis.types import N_CHANNELS
 
@@ -25,8 +26,9 @@ def results(flip: bool = False) -> list[dict]:
         for name, quality in QUALITY.items():
             psnr = 40.0 if flip and name == "static" else 20 + 10 * quality + k
             rows[name] = {"open_r": quality, "open_r2": quality, "av_r": quality, "psnr": psnr}
+            rows[name] |= {"psnr_lips": 20 + 10 * quality, "psnr_mouth": 20 + 10 * quality}
             rows[name] |= {"mouth_nme": 5 - 4 * quality, "blink_rate": 12.0, "lmd": math.nan}
-        rows["real"]["psnr"] = math.inf
+        rows["real"] |= {"psnr": math.inf, "psnr_lips": math.inf}
         facts = {"sha256": "ab" * 32, "fps": "25", "frames": 75, "faceless": 2, "codec": "h264"}
         out.append(
             {"split": "grid tenth", "name": f"clip{k}", "rows": rows, "notes": [], "clip": facts}
@@ -52,9 +54,12 @@ def test_means_flags_and_order():
     assert split["table"]["psnr"]["real"]["mean"] == math.inf
     assert "lmd" not in split["table"]
     assert split["red"] == {}
-    assert split["order"]
-    assert all(c["holds"] for c in split["order"])
-    assert {(c["better"], c["worse"]) for c in split["order"]} >= {("static", "shuffled")}
+    links = {(c["measure"], c["better"], c["worse"]): c for c in split["order"]}
+    assert len(links) == sum(map(len, report.ORDER.values()))
+    assert all(c["holds"] and c["clips_in_order"] == c["clips"] == 4 for c in links.values())
+    assert links["open_r2", "ours", "shuffled"]["gain"] == pytest.approx(1.0)
+    assert links["open_r2", "ours", "shuffled"]["p"] == pytest.approx(2 / 16)
+    assert links["psnr_lips", "real", "ceiling"]["gain"] == math.inf
     assert split["frames_left_out"] == 8
     assert [r["name"] for r in split["refused"]] == ["bad"]
 
@@ -64,6 +69,30 @@ def test_what_beats_us_is_red():
     assert split["red"] == {"psnr": ["static"]}
     page = report.render_html(report.summarise(facts(), results(flip=True)), None)
     assert re.search(r'<tr class="red">\s*<td>PSNR, frame', page)
+
+
+def test_an_order_is_broken_by_the_mean_over_clips():
+    wrong = results()[:4]
+    for k, r in enumerate(wrong):
+        r["rows"]["shuffled"]["open_r2"] = 0.0 if k else 0.4  # above the still photo on one clip
+    broken = [c for c in report.order_test(wrong) if not c["holds"]]
+    assert [(c["measure"], c["better"], c["worse"]) for c in broken] == [
+        ("open_r2", "static", "shuffled")
+    ]
+    assert broken[0]["gain"] == pytest.approx(-0.1)
+    assert broken[0]["clips_in_order"] == 3
+    assert broken[0]["p"] == 1  # one clip of four decides nothing, and the report says so
+
+
+def test_random_lags_have_no_merit_by_cancelling():
+    made = results()[:4]
+    for k, r in enumerate(made):
+        r["rows"]["ours"]["lag_ms"] = 30.0
+        r["rows"]["shuffled"]["lag_ms"] = 400.0 * (-1) ** k
+    table = report.table_of(made, 0)
+    assert table["lag_ms"]["shuffled"]["mean"] == 0
+    assert table["lag_ms"]["shuffled"]["goodness"] == -400
+    assert "lag_ms" not in report.red_flags(table)
 
 
 def test_report_is_strict_json_and_one_page(tmp_path):
@@ -154,9 +183,44 @@ def test_bad_protocols_say_why(tmp_path, text, said):
 
 def test_the_judge_and_the_trainer_leave_out_the_same_tenth():
     clips = pytest.importorskip("visavis.train.clips")
+    voices = [f"{i}-{i * 7}-0000" for i in range(300)]
+    ours = [protocol.withheld_voice(v) for v in voices]
+    assert ours == [clips.is_held_out_talker(v.split("-")[0]) for v in voices]
+    assert 40 < sum(ours) < 110
     names = [f"clip{i}" for i in range(300)]
     assert [protocol.withheld(n) for n in names] == [clips.is_held_out(n) for n in names]
     assert 15 < sum(map(protocol.withheld, names)) < 50
+
+
+def touch(folder, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+
+
+def test_the_shuffled_row_hears_a_far_clip_at_an_even_phase(tmp_path):
+    touch(tmp_path, *(f"films/{k:02}.mp4" for k in range(22)))
+    films = {"name": "a", "films": "films/*.mp4"}
+    jobs = MAKERS["reconstruct"](protocol.Split(kind="reconstruct", **films), tmp_path)
+    assert [j.other.stem for j in jobs[:2]] == ["11", "12"]
+    assert all(j.other != j.film for j in jobs)
+    assert np.diff([j.phase for j in jobs]) == pytest.approx(1 / 22)
+    person = MAKERS["person"](protocol.Split(kind="person", **films), tmp_path)
+    assert [j.name for j in person] == ["20", "21"]  # the last eleventh, one photo for all
+    assert {j.photo.stem for j in person} == {"00"}
+
+
+def test_voices_are_withheld_talkers_only(tmp_path):
+    touch(tmp_path, *(f"v/{k}-1-0.opus" for k in range(40)), "p/a.jpg", "p/b.jpg")
+    split = protocol.Split(
+        name="a", kind="drive", photos="p/*.jpg", sounds="v/*", new_voices=True, limit=1
+    )
+    (job,) = MAKERS["drive"](split, tmp_path)
+    assert protocol.withheld_voice(job.sounds[0].stem)
+    assert protocol.withheld_voice(job.other.stem)
+    assert job.other != job.sounds[0]
+    long = MAKERS["long"](split.model_copy(update={"kind": "long"}), tmp_path)
+    assert len(long[0].sounds) == sum(protocol.withheld_voice(f"{k}-1-0") for k in range(40))
 
 
 def test_an_empty_split_says_where_it_looked(tmp_path):

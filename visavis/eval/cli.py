@@ -93,6 +93,7 @@ def evaluate(bench: Any, workers: int, speed: bool) -> dict[str, Any]:
     from visavis.eval import report as reports
     from visavis.eval import runner
     from visavis.eval import speed as speeds
+    from visavis.eval.jobs import jobs_of
 
     began = time.monotonic()
     bench.out.mkdir(parents=True, exist_ok=True)
@@ -103,7 +104,7 @@ def evaluate(bench: Any, workers: int, speed: bool) -> dict[str, Any]:
         TimeElapsedColumn(),
     )
     with Progress(*columns) as bar:
-        task = bar.add_task("clips", total=len(runner.jobs_of(bench)))
+        task = bar.add_task("clips", total=len(jobs_of(bench.protocol, bench.data)))
         results = runner.run_jobs(bench, workers, lambda _: bar.advance(task))
         timing: dict[str, Any] = {}
         if speed:
@@ -124,11 +125,12 @@ def evaluate(bench: Any, workers: int, speed: bool) -> dict[str, Any]:
 
 def speed_section(bench: Any, speeds: Any) -> dict[str, Any]:
     """Timing on the first portrait and voice of a ``drive`` split, and the look-ahead curve."""
-    from visavis.eval import runner
+    from visavis.eval.jobs import jobs_of
 
-    drive = next((j for j in runner.jobs_of(bench) if j.split.kind == "drive"), None)
+    jobs = jobs_of(bench.protocol, bench.data)
+    drive = next((j for j in jobs if j.split.kind == "drive"), None)
     clocks = time.perf_counter, time.process_time
-    timing = speeds.measure(bench, drive.photo, drive.sound, 6.0, clocks) if drive else {}
+    timing = speeds.measure(bench, drive.photo, drive.sounds[0], 6.0, clocks) if drive else {}
     if timing:
         timing["lookahead"] = speeds.lookahead_sweep(bench)
     return timing

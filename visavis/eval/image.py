@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from visavis.eval.landmarks import LIPS, OUTER_EYES
+from visavis.eval.landmarks import LIPS, OUTER_EYES, RIGID
 
 MOUTH_SIZE = 96  # px, side of the mouth crop that sharpness and strips use
 
@@ -86,6 +86,30 @@ def sharpness(image: np.ndarray) -> float:
     """
     return float(
         cv2.Laplacian(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32), cv2.CV_32F).var()
+    )
+
+
+def onto_face(image: np.ndarray, points: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The image moved so that its face's rigid points fall on ``target``'s, same shape uint8.
+
+    A crop at a fixed place compares heads before it compares mouths; after this it compares
+    mouths. The similarity (scale, roll, shift) that fits best by least squares; a turn of the head
+    in depth stays. Source: Umeyama, IEEE PAMI 13(4), 1991, in complex form.
+
+    Args:
+        image: ``(H, W, 3)`` uint8.
+        points, target: ``(N, 2+)`` px mesh points of the image and of the reference.
+    """
+    rigid = list(RIGID)
+    a = points[rigid, 0].astype(float) + 1j * points[rigid, 1]
+    b = target[rigid, 0].astype(float) + 1j * target[rigid, 1]
+    a_mean, b_mean = a.mean(), b.mean()
+    turn = np.vdot(a - a_mean, b - b_mean) / max(np.vdot(a - a_mean, a - a_mean).real, 1e-9)
+    shift = b_mean - turn * a_mean
+    matrix = np.array([[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]])
+    height, width = image.shape[:2]
+    return cv2.warpAffine(
+        image, matrix, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
     )
 
 

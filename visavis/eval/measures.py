@@ -14,6 +14,7 @@ import numpy as np
 from visavis.eval import expressiveness, image, landmarks, lips, silence, sync, temporal
 from visavis.eval.identity import FaceEmbedder, cosine, summarise
 from visavis.eval.listener import Listener, lip_columns
+from visavis.eval.lpips_alex import AlexDistance
 from visavis.types import CHANNEL, CHANNELS, MOTION_RATE
 
 Figures = dict[str, float]
@@ -60,6 +61,11 @@ MEASURES: dict[str, Measure] = {
     "pd": Measure("image", "perceptual distance (SqueezeNet 1.1), frame", "", "low"),
     "pd_face": Measure("image", "perceptual distance (SqueezeNet 1.1), face", "", "low"),
     "pd_mouth": Measure("image", "perceptual distance (SqueezeNet 1.1), mouth", "", "low"),
+    "psnr_lips": Measure("image", "PSNR, mouth, head moved onto the real one", "dB", "high"),
+    "ssim_lips": Measure("image", "SSIM, mouth, head moved onto the real one", "", "high"),
+    "lpips": Measure("image", "LPIPS (AlexNet), frame", "", "low"),
+    "lpips_face": Measure("image", "LPIPS (AlexNet), face", "", "low"),
+    "lpips_mouth": Measure("image", "LPIPS (AlexNet), mouth", "", "low"),
     "sharpness": Measure("image", "mouth sharpness / photo's", "", "one"),
     "tlp": Measure("temporal", "tLP, mouth (our perceptual distance)", "", "low"),
     "tof": Measure("temporal", "tOF", "px", "low"),
@@ -195,13 +201,16 @@ def sound_figures(shown: Evidence, pcm: np.ndarray, listener: Listener) -> Figur
 
 
 def image_figures(
-    shown: Evidence, real: Evidence, every: int, distance: image.PerceptualDistance
+    shown: Evidence,
+    real: Evidence,
+    every: int,
+    distance: image.PerceptualDistance,
+    alex: AlexDistance | None = None,
 ) -> Figures:
     """Family 4: crops are those of the real face, the same for every row; means over frames.
 
     Frame 0 is the photo that rows are made from and is left out. Frames that are identical
-    (infinite
-    PSNR) count only if all are.
+    (infinite PSNR) count only if all are. ``alex`` adds LPIPS.
     """
     rows: dict[str, list[float]] = {}
     for t in range(min(every, len(real.frames) - 1), len(real.frames), every):
@@ -217,16 +226,24 @@ def image_figures(
             x, y = image.crop(a, box), image.crop(b, box)
             rows.setdefault("psnr" + suffix, []).append(image.psnr(x, y))
             rows.setdefault("ssim" + suffix, []).append(image.ssim(x, y))
-            small = (
-                _fit(x, 96 if suffix == "_mouth" else 160),
-                _fit(y, 96 if suffix == "_mouth" else 160),
-            )
+            side = 96 if suffix == "_mouth" else 160
+            small = _fit(x, side), _fit(y, side)
             rows.setdefault("pd" + suffix, []).append(distance(*small))
-    means = {}
-    for name, values in rows.items():
-        finite = np.array(values)[np.isfinite(values)]
-        means[name] = float(finite.mean()) if len(finite) else float("inf")
-    return means
+            if alex is not None:
+                pair = small if suffix == "_mouth" else (x, y)
+                rows.setdefault("lpips" + suffix, []).append(alex(*pair))
+        if shown.seen[t]:
+            moved = image.onto_face(a, shown.points[t], points)
+            x = image.crop(moved, boxes["_mouth"])
+            y = image.crop(b, boxes["_mouth"])
+            rows.setdefault("psnr_lips", []).append(image.psnr(x, y))
+            rows.setdefault("ssim_lips", []).append(image.ssim(x, y))
+    return {name: _mean_of_finite(values) for name, values in rows.items()}
+
+
+def _mean_of_finite(values: list[float]) -> float:
+    finite = np.array(values)[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else float("inf")
 
 
 def _fit(picture: np.ndarray, size: int) -> np.ndarray:

@@ -18,7 +18,7 @@ ROW_NOTES = {
     "ceiling": "real motion, our renderer",
     "ours_posed": "our lips, real head and eyes (protocol of the person-specific literature)",
     "ours": "our system",
-    "shuffled": "our system on the sound of another clip",
+    "shuffled": "our system on the sound of another clip, begun at another moment",
     "silence": "our system on digital silence",
     "static": "the photo, still",
 }
@@ -31,17 +31,19 @@ class Split(BaseModel):
     ``person``: the same with one photo (the first clip's) for the whole set, and only the clips in
     the last eleventh of its frames scored: the contiguous 10/11-1/11 split of the literature.
     ``drive``: photos x sounds; there is no film, so only measures without reference apply.
+    ``long``: photos x sounds joined to ``seconds`` of speech, drawn at ``fps``: identity over time.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    kind: Literal["reconstruct", "person", "drive"]
+    kind: Literal["reconstruct", "person", "drive", "long"]
     films: str = ""  # glob under the data folder
     photos: str = ""
     sounds: str = ""
     pick: list[str] = []  # stems; empty takes the glob
     tenth: bool = False  # only the tenth of the stems that training leaves out (see `withheld`)
+    new_voices: bool = False  # only sounds of the talkers that training leaves out
     stride: int = Field(1, ge=1)  # every n-th of what is left
     limit: int = Field(0, ge=0)  # 0: all
     seconds: float = Field(0, ge=0)  # of each clip; 0: whole
@@ -107,6 +109,27 @@ def withheld(stem: str) -> bool:
     judge does not import training code.
     """
     return int(hashlib.sha256(stem.encode()).hexdigest(), 16) % 10 == 0
+
+
+def withheld_voice(stem: str) -> bool:
+    """Whether a LibriSpeech talker (the name up to the first hyphen) is kept from training.
+
+    The same rule as ``visavis.train.clips.is_held_out_talker``: sha256 of ``ls`` and the
+    talker's number, mod 4.
+    """
+    talker = "ls" + stem.split("-")[0]
+    return int(hashlib.sha256(talker.encode()).hexdigest(), 16) % 4 == 0
+
+
+def select_sounds(split: Split, data: Path) -> list[Path]:
+    """Every sound a split may use, in a fixed order; ``ConfigError`` when there is none."""
+    plain = {"pick": [], "tenth": False, "stride": 1, "limit": 0}
+    sounds = select(split.model_copy(update=plain), data, split.sounds)
+    if split.new_voices:
+        sounds = [p for p in sounds if withheld_voice(p.stem)]
+    if not sounds:
+        raise ConfigError(f"split '{split.name}': no sound of a withheld talker in {data}")
+    return sounds
 
 
 def select(split: Split, data: Path, pattern: str) -> list[Path]:

@@ -16,7 +16,7 @@ from visavis.eval.measures import Evidence
 from visavis.facemesh import FaceMesh
 from visavis.facemodel import angles_of, rotation_of
 from visavis.track import Track, motion_of_track
-from visavis.types import CHANNEL, MOTION_RATE, RANGE_HIGH, RANGE_LOW, SPEECH_CHANNELS
+from visavis.types import CHANNEL, MOTION_RATE, RANGE_HIGH, RANGE_LOW, SAMPLE_RATE, SPEECH_CHANNELS
 
 HEAD = [CHANNEL[c] for c in ("head_pitch", "head_yaw", "head_roll")]
 SPEECH = [CHANNEL[c] for c in SPEECH_CHANNELS]
@@ -68,6 +68,31 @@ def at_times(motion: np.ndarray, times: np.ndarray) -> np.ndarray:
     grid = np.arange(len(motion)) / MOTION_RATE
     columns = [np.interp(times, grid, motion[:, d]) for d in range(motion.shape[1])]
     return np.stack(columns, axis=1).astype(np.float32)
+
+
+def wrong_sound(other: np.ndarray, samples: int, phase: float) -> np.ndarray:
+    """The shuffled row's sound: another clip's, repeated, entered at ``phase``; ``(samples,)``.
+
+    Clips of one corpus share a template (GRID: half a second of rest, six words, rest), so another
+    clip's sound begun at the same moment still tells when the mouth is open. Entered at a moment
+    that has nothing to do with the film, it tells nothing: over phases spread evenly, the mean
+    covariance with any signal of the clip is zero (circular-shift surrogate; Andrzejak et al.,
+    Phys. Rev. E 68, 2003).
+
+    Args:
+        other: ``(S,)`` float32 16 kHz; its ends are faded over 10 ms, so that the joint is no
+            click.
+        samples: how many are wanted.
+        phase: 0..1 of the other sound's length.
+    """
+    if not len(other):
+        return np.zeros(samples, np.float32)
+    sound = other.astype(np.float32)
+    edge = min(SAMPLE_RATE // 100, len(sound) // 2)
+    ramp = (np.arange(edge, dtype=np.float32) + 0.5) / max(edge, 1)
+    sound[:edge] *= ramp
+    sound[len(sound) - edge :] *= ramp[::-1]
+    return np.resize(np.roll(sound, -round(phase * len(sound))), samples)
 
 
 def with_real_head(ours: np.ndarray, real: np.ndarray) -> np.ndarray:

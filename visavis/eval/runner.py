@@ -19,11 +19,14 @@ import numpy as np
 from visavis.errors import InputError
 from visavis.eval import expressiveness, figures, measures, rows
 from visavis.eval.clips import Clip, read_clip, read_sound, sha256_of
-from visavis.eval.identity import MODEL_NAME, FaceEmbedder
+from visavis.eval.drift import identity_over_time, joined_sound
+from visavis.eval.identity import MODEL_NAME, FaceEmbedder, summarise
 from visavis.eval.image import PerceptualDistance
+from visavis.eval.jobs import Job, jobs_of
 from visavis.eval.listener import load as load_listener
+from visavis.eval.lpips_alex import AlexDistance, alex_note, open_alex
 from visavis.eval.measures import HEAD, Evidence
-from visavis.eval.protocol import Protocol, Split, select
+from visavis.eval.protocol import Protocol
 from visavis.facemesh import FaceMesh
 from visavis.pipeline import Pipeline, PipelineConfig
 from visavis.types import MOTION_HOP, SAMPLE_RATE
@@ -72,6 +75,7 @@ class Tools:
     embedder: FaceEmbedder
     distance: PerceptualDistance
     listener: Any
+    alex: AlexDistance | None = None
     photos: dict[str, Any] = field(default_factory=dict)
 
 
@@ -84,6 +88,7 @@ def open_tools(models: Path) -> Tools:
             models / "squeezenet_v1.1_notop.h5", models / "lpips_lin_squeeze_v0.1.pth"
         ),
         load_listener(),
+        open_alex(),
     )
 
 
@@ -113,53 +118,17 @@ def draw(pipe: Pipeline, motion: np.ndarray) -> list[np.ndarray]:
     return frames
 
 
-@dataclass(frozen=True)
-class Job:
-    """One clip of one split, as paths: ``film`` or ``photo`` with ``sound``; ``other`` to
-    shuffle.
-    """
-
-    split: Split
-    name: str
-    film: Path | None = None
-    photo: Path | None = None
-    sound: Path | None = None
-    other: Path | None = None
-
-
-def jobs_of(bench: Bench) -> list[Job]:
-    """Every clip to score, in order. ``person`` splits keep the last eleventh of the frames."""
-    jobs = []
-    for split in bench.protocol.splits:
-        if split.kind == "drive":
-            photos = select(split, bench.data, split.photos)
-            plain = {"pick": [], "tenth": False, "stride": 1, "limit": 0}
-            sounds = select(split.model_copy(update=plain), bench.data, split.sounds)
-            sounds = sounds[:: max(1, len(sounds) // (len(photos) + 1))]  # one to spare, to shuffle
-            for k, photo in enumerate(photos):
-                sound, other = sounds[k % len(sounds)], sounds[(k + 1) % len(sounds)]
-                jobs.append(Job(split, photo.stem, photo=photo, sound=sound, other=other))
-            continue
-        films = select(split, bench.data, split.films)
-        first = films[0] if split.kind == "person" else None
-        scored = films[-max(1, len(films) // 11) :] if split.kind == "person" else films
-        for film in scored:
-            # the next clip of the set lends its sound to the shuffled row
-            other = films[(films.index(film) + 1) % len(films)]
-            jobs.append(Job(split, film.stem, film=film, photo=first, other=other))
-    return jobs
-
-
 def cell_key(bench: Bench, job: Job) -> str:
     """What a stored cell must match to be used again."""
     facts = bench.protocol.model_dump(mode="json") | {"splits": job.split.model_dump(mode="json")}
-    files = [sha256_of(p) for p in (job.film, job.photo, job.sound, job.other) if p]
+    files = [sha256_of(p) for p in job.files]
     peers = [sha256_of(p) for d in bench.peers for p in sorted(d.rglob(f"{job.name}.*"))]
     apart = ("cli.py", "report.py", "figures.py", "mos.py", "stats.py", "speed.py")
     judge = [
         sha256_of(p) for p in sorted(Path(__file__).parent.glob("*.py")) if p.name not in apart
     ]
-    text = json.dumps([facts, bench.fingerprint, files, peers, judge], sort_keys=True)
+    more = [job.phase, alex_note()]
+    text = json.dumps([facts, bench.fingerprint, files, peers, judge, more], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -173,9 +142,7 @@ def run_job(bench: Bench, job: Job, tools: Tools) -> dict[str, Any]:
             return stored
     cell.parent.mkdir(parents=True, exist_ok=True)
     try:
-        result = (
-            _drive(bench, job, tools) if job.split.kind == "drive" else _film(bench, job, tools)
-        )
+        result = SCORERS[job.split.kind](bench, job, tools)
     except InputError as error:  # a missing model stops the run instead
         result = {"refused": str(error)}
     result |= {"key": key, "split": job.split.name, "name": job.name}
@@ -204,7 +171,7 @@ def _film(bench: Bench, job: Job, tools: Tools) -> dict[str, Any]:
         figures_ = measures.landmark_figures(evidence, stage.real)
         figures_ |= measures.lip_figures(evidence, stage.real)
         figures_ |= measures.image_figures(
-            evidence, stage.real, protocol.image_every, tools.distance
+            evidence, stage.real, protocol.image_every, tools.distance, tools.alex
         )
         figures_ |= measures.temporal_figures(
             evidence, stage.real, protocol.temporal_size, protocol.temporal_every, tools.distance
@@ -237,11 +204,12 @@ def film_rows(
     times = clip.times - clip.times[0]
     spoken: dict[str, np.ndarray] = {}
 
+    need = max(1, int(np.ceil((float(clip.times[-1]) + 0.1) * SAMPLE_RATE)))
+
     def motion_for(pcm: np.ndarray) -> np.ndarray:
-        need = int(np.ceil((float(clip.times[-1]) + 0.1) * SAMPLE_RATE))
         key = hashlib.sha256(pcm.tobytes()).hexdigest()
         if key not in spoken:
-            padded = np.zeros(max(need, 1), np.float32)
+            padded = np.zeros(need, np.float32)
             padded[: min(need, len(pcm))] = pcm[:need]
             spoken[key] = speak(pipe, padded, seed)
         return rows.at_times(spoken[key], clip.times)
@@ -254,7 +222,7 @@ def film_rows(
         "ceiling": lambda: stage.driving,
         "ours": lambda: motion_for(clip.pcm),
         "ours_posed": lambda: rows.with_real_head(motion_for(clip.pcm), stage.driving),
-        "shuffled": lambda: motion_for(other),
+        "shuffled": lambda: motion_for(rows.wrong_sound(other, need, job.phase)),
         "silence": lambda: motion_for(np.zeros(0, np.float32)),
     }
     shown, notes = {}, []
@@ -291,15 +259,14 @@ def _drive(bench: Bench, job: Job, tools: Tools) -> dict[str, Any]:
     pipe = open_pipeline(bench, avatar)
     notes: list[str] = []
     seconds = split.seconds or None
-    pcm, other = read_sound(job.sound, seconds, notes), read_sound(job.other, seconds, [])
+    pcm, other = read_sound(job.sounds[0], seconds, notes), read_sound(job.other, seconds, [])
     times = np.arange(round(len(pcm) / SAMPLE_RATE * split.fps)) / split.fps
     shown: dict[str, Evidence] = {}
-    sounds = {"ours": pcm, "shuffled": other, "silence": np.zeros_like(pcm)}
+    wrong = rows.wrong_sound(other, len(pcm), job.phase)
+    sounds = {"ours": pcm, "shuffled": wrong, "silence": np.zeros_like(pcm)}
     for name in split.rows:
         if name in sounds:
-            sound = np.zeros_like(pcm)
-            sound[: min(len(pcm), len(sounds[name]))] = sounds[name][: len(pcm)]
-            motion = rows.at_times(speak(pipe, sound, protocol.seed), times)
+            motion = rows.at_times(speak(pipe, sounds[name], protocol.seed), times)
             shown[name] = rows.watch(draw(pipe, motion), times, tools.mesh)
         elif name == "static":
             shown[name] = rows.watch([avatar.image] * len(times), times, tools.mesh)
@@ -307,8 +274,35 @@ def _drive(bench: Bench, job: Job, tools: Tools) -> dict[str, Any]:
     scored = {n: _alone(bench, e, stage, pcm, outside, tools) for n, e in shown.items()}
     if protocol.seeds > 1:
         scored["ours"]["diversity"] = head_diversity(pipe, pcm, protocol)
-    clip = {"sha256": sha256_of(job.photo), "sound": job.sound.name, "frames": len(times)}
+    clip = {"sha256": sha256_of(job.photo), "sound": job.sounds[0].name, "frames": len(times)}
     return {"rows": scored, "notes": notes, "clip": clip | {"fps": str(split.fps), "faceless": 0}}
+
+
+def _long(bench: Bench, job: Job, tools: Tools) -> dict[str, Any]:
+    """Identity over minutes: all of the sound is heard, ``fps`` frames a second are drawn."""
+    from visavis.avatar import create_avatar
+
+    protocol, split = bench.protocol, job.split
+    avatar = create_avatar(job.photo, size=protocol.size, mesh=tools.mesh)
+    pipe = open_pipeline(bench, avatar)
+    notes = [f"{split.fps} frames of each second drawn, one in {protocol.identity_every} compared"]
+    pcm = joined_sound(job.sounds, split.seconds, notes)
+    times = np.arange(round(len(pcm) / SAMPLE_RATE * split.fps)) / split.fps
+    sounds = {"ours": pcm, "silence": np.zeros_like(pcm)}
+    scored, faceless, every = {}, 0, protocol.identity_every
+    for name in (n for n in split.rows if n in sounds):
+        motion = rows.at_times(speak(pipe, sounds[name], protocol.seed), times)
+        seen = identity_over_time(pipe, motion, every, tools.mesh, tools.embedder)
+        found = summarise(seen[~np.isnan(seen)], times[::every][~np.isnan(seen)])
+        faceless += int(np.isnan(seen).sum())
+        scored[name] = {"id_mean": found.mean, "id_min": found.minimum}
+        scored[name]["id_slope"] = found.slope_per_minute
+    clip = {"sha256": sha256_of(job.photo), "sound": "joined sounds", "frames": len(times)}
+    facts = {"fps": str(split.fps), "faceless": faceless}
+    return {"rows": scored, "notes": notes, "clip": clip | facts}
+
+
+SCORERS = {"reconstruct": _film, "person": _film, "drive": _drive, "long": _long}
 
 
 def open_pipeline(bench: Bench, avatar: Any) -> Pipeline:
@@ -405,7 +399,7 @@ def run_jobs(
     bench: Bench, workers: int = 1, progress: Callable[[dict[str, Any]], None] | None = None
 ) -> list[dict[str, Any]]:
     """Score all clips; results in the order of ``jobs_of``, whatever the number of processes."""
-    jobs = jobs_of(bench)
+    jobs = jobs_of(bench.protocol, bench.data)
     if workers <= 1:
         tools, results = open_tools(bench.models), []
         for job in jobs:
@@ -419,8 +413,14 @@ def run_jobs(
         futures = [pool.submit(_work, bench, job) for job in jobs]
         if progress:
             for future in futures:
-                future.add_done_callback(lambda f: f.exception() or progress(f.result()))
-        return [future.result() for future in futures]
+                future.add_done_callback(
+                    lambda f: f.cancelled() or f.exception() or progress(f.result())
+                )
+        try:
+            return [future.result() for future in futures]
+        except BaseException:  # stopped: what has begun is finished and kept, the rest not begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def facts_of(bench: Bench) -> dict[str, Any]:
@@ -448,4 +448,5 @@ def facts_of(bench: Bench) -> dict[str, Any]:
         "machine": f"{platform.machine()} {platform.system()}, Python {platform.python_version()}",
         "data": str(bench.data),
         "peers": [p.name for p in bench.peers],
+        "lpips": alex_note(),
     }

@@ -15,8 +15,9 @@ import numpy as np
 
 from visavis.eval import latency, lips
 from visavis.eval.clips import read_clip
+from visavis.eval.jobs import jobs_of
 from visavis.eval.rows import at_times
-from visavis.eval.runner import Bench, SystemUnderTest, jobs_of, open_pipeline, speak
+from visavis.eval.runner import Bench, SystemUnderTest, open_pipeline, speak
 from visavis.eval.stats import bootstrap
 from visavis.facemesh import FaceMesh
 from visavis.pipeline import Pipeline
@@ -123,7 +124,7 @@ def lookahead_sweep(bench: Bench) -> list[dict[str, float]]:
     from visavis.avatar import create_avatar
 
     mesh = FaceMesh.open(bench.models)
-    jobs = [j for j in jobs_of(bench) if j.split.kind == "reconstruct"]
+    jobs = [j for j in jobs_of(bench.protocol, bench.data) if j.split.kind == "reconstruct"]
     jobs = [j for j in jobs if j.split.name == jobs[0].split.name] if jobs else []
     clips = [read_clip(j.film, mesh, bench.cache, j.split.seconds or None) for j in jobs]
     clips = [c for c in clips if len(c.pcm)]
