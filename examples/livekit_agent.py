@@ -47,7 +47,7 @@ FACE = "visavis-face"  # identity of a remote face
 RATE = 16_000
 GREETING = "Hello. I am a synthetic face. What can I do for you?"
 INSTRUCTIONS = "You are a friendly assistant with a face. Answer in one or two short sentences."
-FLITE = "flite -f /dev/stdin -o {out}"
+FLITE = "flite -voice slt -f /dev/stdin -o {out}"
 
 
 class ProgramTTS(tts.TTS):

@@ -40,7 +40,7 @@ from visavis.serve.speech import speak_text
 
 GREETING = "Hello. I am a synthetic face. What can I do for you?"
 INSTRUCTIONS = "You are a friendly assistant with a face. Answer in one or two short sentences."
-FLITE = "flite -f /dev/stdin -o {out}"
+FLITE = "flite -voice slt -f /dev/stdin -o {out}"
 
 
 class ProgramTTS(TTSService):

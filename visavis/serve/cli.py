@@ -66,6 +66,9 @@ def serve(
     certificate: Annotated[Path | None, typer.Option(help="TLS certificate, PEM.")] = None,
     key: Annotated[Path | None, typer.Option(help="Its key, PEM.")] = None,
     json_log: Annotated[bool, typer.Option("--json-log", help="Log as JSON lines.")] = False,
+    traces: Annotated[
+        str, typer.Option(help="OTLP collector that spans are sent to: http://HOST:4318.")
+    ] = "",
 ) -> None:
     """Talk to a face in the browser (needs 'visavis\\[serve]')."""
     missing = [m for m in NEEDED if importlib.util.find_spec(m) is None]
@@ -94,6 +97,10 @@ def serve(
         ssl_keyfile=key,
     )
     _log(json_log)
+    if traces:
+        from visavis.serve.tracing import export_to
+
+        export_to(traces)  # flushed at exit
     run(config)
 
 

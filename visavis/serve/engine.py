@@ -22,6 +22,7 @@ import numpy as np
 from visavis.clock import Clock, ManualClock, MonotonicClock
 from visavis.serve.metrics import Metrics
 from visavis.serve.outlet import Outlet
+from visavis.serve.tracing import open_trace
 from visavis.session import AudioBlock, Session, SessionConfig, VideoFrame
 from visavis.types import N_CHANNELS
 
@@ -141,6 +142,7 @@ class _Slot:
 
     def __init__(self, live: LiveSession, session: Session):
         self.live, self.session = live, session
+        self.trace = open_trace(live.id, live.avatar)
         self.outlet: Outlet | None = None
         self.reported = 0
         self.before: dict[str, Any] = {}
@@ -250,7 +252,10 @@ class Worker(threading.Thread):
             self._slots[live.id] = _Slot(live, session)
             return session.latency_samples
         if verb == "drop":
-            return self._slots.pop(live.id, None) is not None
+            gone = self._slots.pop(live.id, None)
+            if gone is not None:
+                gone.trace.close()
+            return gone is not None
         slot = self._slots.get(live.id)
         if slot is None:
             raise LookupError("the session has ended")
@@ -263,6 +268,12 @@ class Worker(threading.Thread):
             fresh.load_state(slot.session.save_state(), keep_picture=False)
             slot.session = fresh
             return None
+        if verb in ("push_audio", "push_live"):
+            slot.trace.heard(self.clock.now())
+        elif verb == "end_of_speech":
+            slot.trace.complete()
+        elif verb == "clear_buffer":
+            slot.trace.cut()
         if verb == "push_live":
             return slot.session.push_audio(*args, live=True)
         return getattr(slot.session, verb)(*args)
@@ -287,12 +298,14 @@ class Worker(threading.Thread):
         except Exception as error:
             log.exception("step failed", extra={"session": slot.live.id})
             self._slots.pop(slot.live.id, None)
+            slot.trace.close(repr(error))
             slot.live.call(slot.live.crashed, repr(error))
 
     def _send(self, slot: _Slot, item: AudioBlock | VideoFrame) -> None:
         outlet = slot.outlet
         assert outlet is not None
         when = slot.session.time_of(item.due)
+        slot.trace.sent(item, when, self.clock.now(), slot.session.speaking)
         if isinstance(item, VideoFrame):
             self.metrics.frames.labels(item.tier).inc()
             self.metrics.lateness.observe(item.late_ns / 1e9)
