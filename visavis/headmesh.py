@@ -7,6 +7,8 @@ its share in the motion fading over the neck to the still torso and at the borde
 
 from __future__ import annotations
 
+import itertools
+
 import cv2
 import numpy as np
 
@@ -23,6 +25,7 @@ from visavis.facemodel import (
     load_face_model,
     pose_with,
 )
+from visavis.raster import FRONT, HARD, OUTLINE
 from visavis.types import CHANNEL
 
 GRID = 20  # cells along a side outside the face
@@ -37,7 +40,10 @@ class HeadMesh:
 
     Attributes:
         source: ``(V, 2)`` float32 pixels of the photo; the first 468 are face vertices.
-        triangles: ``(T, 3)`` int32, the outside first.
+        triangles: ``(T, 3)`` int32, the outside first; those that hold nothing of the person are
+            left out.
+        beside: ``(T, 3)`` int32, what lies across each edge, as `raster.draw` wants it.
+        moving_outside: ``(G, 3)`` int32, all triangles outside the face that can move.
         spans: ``(S, 2)`` int32, the moving pixels of each row.
     """
 
@@ -57,9 +63,12 @@ class HeadMesh:
         moving = np.concatenate([np.ones(468, bool), self._share > FAR])
         moving[468:] |= self._follow.sum(1) > FAR
         grid = grid[moving[grid].any(1)]
+        self.spans = _spans(self.source, np.concatenate([grid, face]), avatar.matte)
+        grid, empty = _split_empty(self.source, _facing(self.source, grid), avatar.matte)
+        self.moving_outside = np.concatenate([grid, empty])
         self.triangles = np.concatenate([grid, face]).astype(np.int32)
+        self.beside = _beside(self.triangles, len(grid))
         self._n_grid = len(grid)
-        self.spans = _spans(self.source, self.triangles, avatar.matte)
         self._rest_face = self._deform(avatar.motion)
         # what the model cannot say about this photo, given back while the mouth is as in the photo
         self._residual = avatar.rest.remove(points) - self._rest_face
@@ -138,6 +147,42 @@ def _inside_holes(triangles: np.ndarray) -> np.ndarray:
     rings = [LIP_INNER]
     rings += [np.concatenate([e["corners"], e["upper"], e["lower"]]) for e in EYES.values()]
     return np.any([np.isin(triangles, ring).all(1) for ring in rings], axis=0)
+
+
+def _beside(triangles: np.ndarray, n_grid: int) -> np.ndarray:
+    """The neighbour across each edge of the face's triangles, ``(T, 3)`` int32."""
+    beside = np.full(triangles.shape, HARD, np.int32)
+    owners: dict[frozenset[int], list[tuple[int, int]]] = {}
+    for t, e in itertools.product(range(n_grid, len(triangles)), range(3)):
+        edge = frozenset((int(triangles[t, e]), int(triangles[t, (e + 1) % 3])))
+        owners.setdefault(edge, []).append((t, e))
+    oval = set(FACE_OVAL.tolist())
+    for edge, sides in owners.items():
+        if len(sides) == 2:
+            (a, i), (b, j) = sides
+            beside[a, i], beside[b, j] = b, a
+        elif edge <= oval:
+            beside[sides[0]] = OUTLINE
+    return beside
+
+
+def _facing(source: np.ndarray, triangles: np.ndarray) -> np.ndarray:
+    """The same triangles, each wound so that it faces the camera in the photo."""
+    a, b, c = (source[triangles[:, k]] for k in range(3))
+    area = (b[:, 0] - a[:, 0]) * (c[:, 1] - a[:, 1]) - (c[:, 0] - a[:, 0]) * (b[:, 1] - a[:, 1])
+    return np.where((area * FRONT < 0)[:, None], triangles[:, ::-1], triangles)
+
+
+def _split_empty(
+    source: np.ndarray, triangles: np.ndarray, matte: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Triangles that may hold something of the person, and those that surely do not."""
+    person = cv2.dilate((matte > 0).astype(np.uint8), np.ones((5, 5), np.uint8))
+    low = np.maximum(np.floor(source[triangles].min(1)).astype(int), 0)
+    high = np.ceil(source[triangles].max(1)).astype(int) + 1
+    pairs = zip(low, high, strict=True)
+    held = np.array([person[y0:y1, x0:x1].any() for (x0, y0), (x1, y1) in pairs], bool)
+    return triangles[held], triangles[~held]
 
 
 def _smooth(x: np.ndarray, low: float, high: float) -> np.ndarray:

@@ -23,7 +23,7 @@ from visavis.mouth import (
     paste,
     warp_crop,
 )
-from visavis.raster import ATLAS_SCALE, compose, fill_map
+from visavis.raster import ATLAS_SCALE, HARD, draw
 from visavis.teeth import TeethPainter
 from visavis.types import N_CHANNELS, State
 
@@ -64,10 +64,8 @@ class Renderer:
         self.mesh = HeadMesh(avatar)
         self._atlas = _atlas(avatar)
         self._base = _base(avatar, self.mesh.spans)
-        y, x = np.mgrid[: self.size, : self.size].astype(np.float32)
-        self._box, self._corner, self._spans = _moving_box(self.mesh.spans)
-        self._identity = _atlas_pixels(np.dstack([x, y])[self._box])
         self._source = _atlas_pixels(self.mesh.source)
+        self._still = _still(avatar, self.mesh, self._atlas, self._base)
         self._eyes = EyePainter(avatar)
         self._teeth = TeethPainter(avatar)
         self._net = MouthNet(mouth_dir, threads=threads) if tier == "patch" else None
@@ -104,25 +102,28 @@ class Renderer:
 
     def matte(self, motion: np.ndarray) -> np.ndarray:
         """Where the person is at a motion ``(D,)``: ``(S, S)`` uint8, 255 inside."""
-        warped = self._warp(motion)[0]
-        out = np.array(self.avatar.matte)
-        moving = out[self._box]
-        for y, (first, last) in enumerate(self._spans):
-            moving[y, first:last] = warped[y, first:last, 3]
-        return out
+        alpha = self._atlas >> np.uint32(24)
+        white = np.ascontiguousarray(np.repeat(alpha[..., None].astype(np.uint8), 4, 2))
+        still = np.where(_covered(self.mesh), 0, self.avatar.matte).astype(np.uint8)
+        out = np.repeat(still[..., None], 3, 2)
+        self._warp(motion, white.view(np.uint32)[..., 0], np.zeros_like(self._base), out)
+        return out[..., 0].copy()
 
-    def _warp(self, motion: np.ndarray) -> tuple[np.ndarray, np.ndarray, Pose]:
-        """The moved person in the moving box, premultiplied RGBA; the posed face; its pose."""
+    def _warp(
+        self, motion: np.ndarray, atlas: np.ndarray, base: np.ndarray, out: np.ndarray
+    ) -> tuple[np.ndarray, Pose]:
+        """Draw the moved person into ``out``; the posed face and its pose."""
         target, face, pose = self.mesh.vertices(motion)
-        field = self._identity.copy()
-        target -= self._corner
-        fill_map(target, self._source, self.mesh.triangles, self.mesh.order(face), field)
-        return cv2.remap(self._atlas, field, None, cv2.INTER_LINEAR), face, pose
+        mesh = self.mesh
+        draw(
+            target, self._source, mesh.triangles, mesh.beside, mesh.order(face),
+            atlas, base, mesh.spans, out,
+        )  # fmt: skip
+        return face, pose
 
     def _draw(self, state: State, motion: np.ndarray, out: np.ndarray) -> State:
-        warped, face, pose = self._warp(motion)
-        np.copyto(out, self._base)
-        compose(warped, self._base[self._box], self._spans, out[self._box])
+        np.copyto(out, self._still)
+        face, pose = self._warp(motion, self._atlas, self._base, out)
         self._eyes.paint(out, face, motion)
         own_teeth = self._teeth.paint(out, face, pose, motion)
         if self._net is None:
@@ -138,17 +139,6 @@ class Renderer:
         return {f"render/{k}": v for k, v in memory.items()}
 
 
-def _moving_box(spans: np.ndarray) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
-    """The rectangle around all spans: as slices, its corner x and y, and the spans inside it."""
-    rows = np.flatnonzero(spans[:, 1] > spans[:, 0])
-    top, bottom = int(rows[0]), int(rows[-1]) + 1
-    left, right = int(spans[rows, 0].min()), int(spans[rows, 1].max())
-    inside = spans[top:bottom] - left
-    inside[spans[top:bottom, 1] == spans[top:bottom, 0]] = 0
-    corner = np.array([left, top], np.float32)
-    return (slice(top, bottom), slice(left, right)), corner, np.ascontiguousarray(inside)
-
-
 def _put(state: State, one: State, row: int) -> State:
     merged = {name: value.copy() for name, value in state.items()}
     for name, value in one.items():
@@ -162,7 +152,7 @@ def _atlas_pixels(frame_pixels: np.ndarray) -> np.ndarray:
 
 
 def _atlas(avatar: Avatar) -> np.ndarray:
-    """The person as premultiplied RGBA at ``ATLAS_SCALE``, ``(S s, S s, 4)`` uint8.
+    """The person as premultiplied RGBA at ``ATLAS_SCALE``, ``(S s, S s)`` little-endian uint32.
 
     The colour is what makes photo = person over plate hold wherever it can.
     """
@@ -172,7 +162,8 @@ def _atlas(avatar: Avatar) -> np.ndarray:
     alpha = np.clip(cv2.resize(matte, (side, side), interpolation=cv2.INTER_CUBIC), 0, 1) * 255
     rgb = cv2.resize(own, (side, side), interpolation=cv2.INTER_LANCZOS4)
     rgb = np.clip(rgb, 0, alpha[..., None])
-    return np.ascontiguousarray(np.round(np.dstack([rgb, alpha])).astype(np.uint8))
+    rgba = np.ascontiguousarray(np.round(np.dstack([rgb, alpha])).astype(np.uint8))
+    return rgba.view("<u4")[..., 0]
 
 
 def _base(avatar: Avatar, spans: np.ndarray) -> np.ndarray:
@@ -181,3 +172,37 @@ def _base(avatar: Avatar, spans: np.ndarray) -> np.ndarray:
     for y, (first, last) in enumerate(spans):
         base[y, first:last] = avatar.plate[y, first:last]
     return base
+
+
+def _still(avatar: Avatar, mesh: HeadMesh, atlas: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """The frame before anything is drawn: the resting person, without what may move away."""
+    still, last = avatar.image.copy(), avatar.size - 1
+    corners = np.array([[0, 0], [last, 0], [0, last], [last, last]], np.float32)
+    sheet = np.array([[0, 1, 2], [1, 3, 2]], np.int32)
+    _draw_sharp(corners, sheet, atlas, base, mesh.spans, still)
+    away = _covered(mesh)
+    still[away] = base[away]
+    return still
+
+
+def _covered(mesh: HeadMesh) -> np.ndarray:
+    """Pixels of what can move outside the face, at rest: ``(S, S)`` bool."""
+    size = len(mesh.spans)
+    out = np.zeros((size, size, 3), np.uint8)
+    white = np.full((2, 2), 0xFFFFFFFF, np.uint32)
+    _draw_sharp(mesh.source, mesh.moving_outside, white, out, mesh.spans, out)
+    return out[..., 0] > 0
+
+
+def _draw_sharp(
+    points: np.ndarray,
+    triangles: np.ndarray,
+    atlas: np.ndarray,
+    base: np.ndarray,
+    spans: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """Triangles where they lie in the photo, in the order given, no outline softened."""
+    beside, order = np.full(triangles.shape, HARD, np.int32), np.arange(len(triangles))
+    triangles = triangles.astype(np.int32)
+    draw(points, _atlas_pixels(points), triangles, beside, order, atlas, base, spans, out)
