@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -407,20 +407,26 @@ def run_jobs(
             if progress:
                 progress(results[-1])
         return results
-    from multiprocessing import get_context
+    return _in_processes(bench, jobs, workers, progress or (lambda _: None))
 
+
+def _in_processes(
+    bench: Bench, jobs: list[Job], workers: int, progress: Callable[[dict[str, Any]], None]
+) -> list[dict[str, Any]]:
+    from multiprocessing import active_children, get_context
+
+    before = set(active_children())
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(_work, bench, job) for job in jobs]
-        if progress:
-            for future in futures:
-                future.add_done_callback(
-                    lambda f: f.cancelled() or f.exception() or progress(f.result())
-                )
         try:
-            return [future.result() for future in futures]
-        except BaseException:  # stopped: what has begun is finished and kept, the rest not begun
+            for done in as_completed(futures):
+                progress(done.result())
+        except BaseException:  # stopped: cells are written whole or not at all, so end at once
             pool.shutdown(wait=False, cancel_futures=True)
+            for child in set(active_children()) - before:
+                child.terminate()
             raise
+        return [future.result() for future in futures]
 
 
 def facts_of(bench: Bench) -> dict[str, Any]:
