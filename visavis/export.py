@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 from visavis.types import SPEECH_CHANNELS
 
 if TYPE_CHECKING:
-    from visavis.models.motion import MotionNet
+    from visavis.models.architectures import AnyMotionNet
 
 
-def export_motion(net: MotionNet, folder: str | Path, card: str, facts: dict | None = None) -> Path:
+def export_motion(
+    net: AnyMotionNet, folder: str | Path, card: str, facts: dict | None = None
+) -> Path:
     """Write ``motion.onnx``, ``model.json`` and ``card.md``.
 
     Args:
@@ -35,7 +37,7 @@ def export_motion(net: MotionNet, folder: str | Path, card: str, facts: dict | N
     class Step(torch.nn.Module):
         """The net with a flat signature; the phone head stays behind."""
 
-        def __init__(self, inner: MotionNet, names: list[str]):
+        def __init__(self, inner: AnyMotionNet, names: list[str]):
             super().__init__()
             self.inner, self.names = inner, names
 
@@ -61,7 +63,7 @@ def export_motion(net: MotionNet, folder: str | Path, card: str, facts: dict | N
         # The older exporter: the new one takes half a minute for these three layers.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            Step(net, names), example, str(folder / "motion.onnx"), dynamo=False, opset_version=17,
+            Step(net, names).eval(), example, str(folder / "motion.onnx"), dynamo=False, opset_version=17,
             input_names=inputs, output_names=outputs,
             dynamic_axes={n: {0: "batch"} for n in inputs + outputs},
         )  # fmt: skip

@@ -15,14 +15,7 @@ import numpy as np
 from visavis.backends import Graph
 from visavis.errors import ConfigError, ModelError
 from visavis.features import SILENCE
-from visavis.types import (
-    CHANNEL,
-    FEATURES_PER_MOTION,
-    N_CHANNELS,
-    N_FEATURES,
-    SPEECH_CHANNELS,
-    State,
-)
+from visavis.types import CHANNEL, FEATURES_PER_MOTION, N_CHANNELS, SPEECH_CHANNELS, State
 
 DEFAULT_MODEL = Path(__file__).parent / "assets" / "models" / "motion"
 LOOKAHEAD_STEPS = {0: -1, 40: 1, 80: 3, 160: 7}
@@ -36,6 +29,7 @@ class MotionNet:
         model_dir: a folder with ``model.json`` and ``motion.onnx``.
         lookahead_ms: 0, 40, 80 or 160.
         threads: CPU threads of one step.
+        encoder: what the features come from; a learned one is heard by ``visavis.train.encoders``.
 
     Attributes:
         lookahead: motion steps (20 ms) the output lags its input: 0, 1, 3 or 7. Of the look-ahead
@@ -43,11 +37,16 @@ class MotionNet:
 
     Raises:
         ConfigError: no such look-ahead.
-        ModelError: the folder holds no model of this version.
+        ModelError: the folder holds no model of this version, or one taught on other features.
     """
 
     def __init__(
-        self, model_dir: str | Path | None = None, lookahead_ms: int = 80, *, threads: int = 1
+        self,
+        model_dir: str | Path | None = None,
+        lookahead_ms: int = 80,
+        *,
+        threads: int = 1,
+        encoder: str = "log_mel",
     ):
         folder = Path(model_dir or DEFAULT_MODEL)
         if lookahead_ms not in LOOKAHEAD_STEPS:
@@ -55,7 +54,10 @@ class MotionNet:
                 f"look-ahead of {lookahead_ms} ms is not offered; choose one of "
                 f"{', '.join(map(str, LOOKAHEAD_STEPS))}"
             )
-        self.card = _read_card(folder)
+        self.card = _read_card(folder, encoder)
+        front = self.card.get("front", {"per_step": FEATURES_PER_MOTION, "silence": SILENCE})
+        self._per_step = int(front["per_step"])
+        self._silence = np.asarray(front["silence"], np.float32)
         self._behind = LOOKAHEAD_STEPS[lookahead_ms]
         self.lookahead = max(self._behind, 0)
         self._graph = Graph(folder / self.card["graph"], threads=threads, precision="f32")
@@ -67,12 +69,12 @@ class MotionNet:
     def init_state(self, batch: int = 1) -> State:
         """Silence before the first feature."""
         state: State = {k: np.zeros((batch, *s), np.float32) for k, s in self._shapes.items()}
-        state["motion/half"] = np.zeros((batch, N_FEATURES), np.float32)
+        state["motion/half"] = np.zeros((batch, len(self._silence)), np.float32)
         state["motion/half_count"] = np.zeros(batch, np.int64)
         state["motion/steps"] = np.zeros(batch, np.int64)
         if self._behind < 0:
-            quiet = np.broadcast_to(SILENCE, (batch, FEATURES_PER_MOTION, N_FEATURES))
-            state, held = self._run(state, np.ascontiguousarray(quiet))
+            quiet = self._quiet(batch, self._per_step)
+            state, held = self._run(state, quiet)
             state["motion/held"] = held
         return state
 
@@ -82,17 +84,17 @@ class MotionNet:
         batch = len(chunk)
         count = int(state["motion/half_count"][0])
         features = np.concatenate([state["motion/half"][:, None][:, :count], chunk], axis=1)
-        n = features.shape[1] // FEATURES_PER_MOTION
+        n = features.shape[1] // self._per_step
         rows = []
         for j in range(n):
-            pair = features[:, FEATURES_PER_MOTION * j : FEATURES_PER_MOTION * (j + 1)]
+            pair = features[:, self._per_step * j : self._per_step * (j + 1)]
             state, row = self._run(state, pair)
             if self._behind < 0:
                 state["motion/held"], row = row, state["motion/held"]
             if state["motion/steps"][0] >= self.lookahead:
                 rows.append(row)
             state["motion/steps"] = state["motion/steps"] + 1
-        rest = features[:, FEATURES_PER_MOTION * n :]
+        rest = features[:, self._per_step * n :]
         if rest.shape[1]:
             state["motion/half"] = np.ascontiguousarray(rest[:, 0])
         state["motion/half_count"] = np.full(batch, rest.shape[1], np.int64)
@@ -107,12 +109,15 @@ class MotionNet:
         waiting = int(state["motion/half_count"][0])
         if waiting == 0 and state["motion/steps"][0] == 0:
             return np.zeros((batch, 0, N_CHANNELS), np.float32)
-        missing = waiting + FEATURES_PER_MOTION * self.lookahead
-        quiet = np.broadcast_to(SILENCE, (batch, missing, N_FEATURES))
-        return self.step(state, quiet)[1]
+        missing = waiting + self._per_step * self.lookahead
+        return self.step(state, self._quiet(batch, missing))[1]
+
+    def _quiet(self, batch: int, count: int) -> np.ndarray:
+        """Features of silence, ``(B, count, width)``."""
+        return np.tile(self._silence, (batch, count, 1))
 
     def _run(self, state: State, pair: np.ndarray) -> tuple[State, np.ndarray]:
-        """One input step: ``(B, 2, 83)`` -> ``(B, 9)``."""
+        """One input step: ``(B, 2, 83)`` (or what a learned encoder gives) -> ``(B, 9)``."""
         batch = len(pair)
         feeds = {k: state[k] for k in self._shapes}
         feeds["features"] = np.ascontiguousarray(pair, np.float32).reshape(batch, 1, -1)
@@ -122,11 +127,11 @@ class MotionNet:
         return state | dict(zip(self._shapes, following, strict=True)), motion[:, 0]
 
 
-def _read_card(folder: Path) -> dict:
+def _read_card(folder: Path, encoder: str) -> dict:
     """``model.json``: graph file, state shapes, look-aheads.
 
     Raises:
-        ModelError: missing, not JSON, or of another kind or version.
+        ModelError: missing, not JSON, of another kind or version, or taught on other features.
     """
     path = folder / "model.json"
     try:
@@ -139,4 +144,10 @@ def _read_card(folder: Path) -> dict:
         raise ModelError(f"{path} is not a motion model of version 1; export it again")
     if tuple(card.get("channels", ())) != SPEECH_CHANNELS:
         raise ModelError(f"{path} names other channels than this version drives; export it again")
+    taught = card.get("front", {}).get("encoder", "log_mel")
+    if taught != encoder:
+        raise ModelError(
+            f"{path} was taught on features of {taught}, here come those of {encoder}; take a model "
+            "of the latter, or run this one through visavis.train.encoders.load_voice"
+        )
     return card

@@ -30,48 +30,68 @@ def prepare(
     offsets: str | Path | None = None,
     words: str | Path | None = None,
     models: str | Path | None = None,
-    report: Report = _quiet,
+    phones: bool = True,
+    jobs: int = 1,
+    ray: bool = False,
+    ray_address: str = "",
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict:
     """A folder of talking videos, or of sound files, to training clips in ``out/NAME``.
 
     Args:
         directory: the folder.
-        out: folder of all clips; tracks are kept in ``out/tracks`` and used again.
+        out: folder of all clips; ``out/survey`` keeps what each file showed, for the next run.
         name: corpus name, the folder's by default.
-        talker: ``all``, ``prefix`` or ``clip``: what in a file name tells talkers apart.
-        offsets: JSON of clip name (or ``*``) -> ms the mouth lags the sound.
+        talker: ``all``, ``prefix``, ``dash`` or ``clip``: what in a file name tells talkers apart.
+        offsets: JSON of clip name (or ``*``) -> ms the mouth lags the sound; else estimated.
         words: TSV of clip, start, end, word, or JSON of clip -> text; recognised otherwise.
         models: where the face graphs are.
-        report: called with lines of progress.
+        phones: whether words and phones are wanted (pocketsphinx).
+        jobs: processes side by side.
+        ray: run the slow part with Ray Data.
+        ray_address: of a running Ray cluster.
+        progress: called with files done and files in all.
+
+    Returns:
+        What ``out/NAME.json`` holds.
 
     Raises:
         InputError: nothing usable in the folder.
-        ConfigError: ``talker`` is unknown.
+        ConfigError: ``talker`` is unknown, or Ray is not installed.
     """
-    from visavis.facemesh import FaceMesh
     from visavis.train import prepare as job
 
     directory = Path(directory)
-    if talker not in ("all", "prefix", "clip"):
-        raise ConfigError(f"talker {talker!r} is unknown; choose one of all, prefix, clip")
+    if talker not in ("all", "prefix", "dash", "clip"):
+        raise ConfigError(f"talker {talker!r} is unknown; choose one of all, prefix, dash, clip")
     if not directory.is_dir():
         raise InputError(f"{directory} is not a folder; give one of videos or sound files")
-    suffixes = {p.suffix.lower() for p in directory.iterdir()}
     config = job.CorpusConfig(
         name or directory.name,
         talker,
         _offsets(Path(offsets), name or directory.name) if offsets else {},
         _words(Path(words)) if words else {},
+        phones=phones,
+        jobs=jobs,
+        ray=ray,
+        ray_address=ray_address,
+        models=str(models) if models else None,
     )
-
-    def progress(done: int, total: int) -> None:
-        report(f"{config.name}: {done} of {total}")
-
-    if suffixes & set(job.VIDEO_SUFFIXES):
-        return job.prepare_videos(directory, out, config, FaceMesh.open(models), progress)
-    if suffixes & set(job.AUDIO_SUFFIXES):
+    if job.sources_of(directory, job.VIDEO_SUFFIXES):
+        return job.prepare_videos(directory, out, config, progress)
+    if job.sources_of(directory, job.AUDIO_SUFFIXES):
         return job.prepare_speech(directory, out, config, progress)
     raise InputError(f"{directory} has no videos and no sound files; give another folder")
+
+
+def count_sources(directory: str | Path) -> int:
+    """Files that ``prepare`` would look at: the films, or the sound files where there is no film."""
+    from visavis.train import prepare as job
+
+    if not Path(directory).is_dir():
+        return 0
+    films = job.sources_of(directory, job.VIDEO_SUFFIXES)
+    return len(films or job.sources_of(directory, job.AUDIO_SUFFIXES))
 
 
 def train_motion(
@@ -155,44 +175,87 @@ def _same_net(folder: Path, config: MotionRecipe) -> None:
             )
 
 
-def export_run(run: str | Path, out: str | Path, card: str = "", facts: dict | None = None) -> Path:
+def train_autoencoder(
+    recipe: str | Path,
+    clips: str | Path,
+    run: str | Path,
+    *,
+    threads: int = 1,
+    report: Report = _quiet,
+) -> Path:
+    """Train the motion autoencoder, going on from ``run`` where a run is there.
+
+    Args:
+        recipe: name of a shipped recipe or path of a TOML file.
+        clips: folder of ``prepare``, whose tracks are used.
+        run: folder of the checkpoint, the report and the picture.
+        threads: CPU threads.
+        report: called with lines of progress.
+
+    Returns:
+        The report.
+    """
+    import torch
+
+    from visavis.train import autoencoder
+
+    torch.set_num_threads(threads)
+    config = autoencoder.read_autoencoder_recipe(recipe)
+    return autoencoder.train_autoencoder(config, clips, run, report)
+
+
+def export_run(
+    run: str | Path, out: str | Path, card: str = "", recipe: str | Path | None = None
+) -> Path:
     """The averaged weights of a motion or mouth run to a model folder.
 
+    Args:
+        run: folder of the run.
+        out: the model folder.
+        card: text of the model card.
+        recipe: of a mouth run that does not hold its own.
+
     Raises:
-        InputError: no checkpoint in ``run``.
+        InputError: no checkpoint in ``run``, or no recipe of a mouth run.
     """
     if (Path(run) / "last.pt").exists():
-        return export_mouth_run(run, out, card)
-    return export_motion_run(run, out, card, facts)
+        return _export_mouth_run(Path(run), Path(out), card, recipe)
+    return export_motion_run(run, out, card)
 
 
-def export_mouth_run(run: str | Path, out: str | Path, card: str = "") -> Path:
-    """The averaged mouth net of a run to a model folder.
+def _export_mouth_run(run: Path, out: Path, card: str, recipe: str | Path | None) -> Path:
+    from visavis.train.renderer import RendererRecipe, export_mouth, load_recipe
 
-    Raises:
-        InputError: the run does not hold its recipe.
-    """
-    from visavis.train.renderer import RendererRecipe, export_mouth
-
-    path = Path(run) / "recipe.json"
-    if not path.exists():
-        raise InputError(f"no recipe.json in {run}; train the run on with this version first")
-    recipe = RendererRecipe.model_validate_json(path.read_text(encoding="utf-8"))
-    return export_mouth(Path(run), recipe, Path(out), card)
+    kept = run / "recipe.json"
+    if recipe:
+        config = load_recipe(recipe)
+    elif kept.exists():
+        config = RendererRecipe.model_validate_json(kept.read_text(encoding="utf-8"))
+    else:
+        raise InputError(f"the mouth run {run} holds no recipe.json; give --recipe RECIPE")
+    return export_mouth(run, config, out, card)
 
 
 def export_motion_run(
     run: str | Path, out: str | Path, card: str = "", facts: dict | None = None
 ) -> Path:
-    """The averaged weights of a run to a model folder.
+    """The averaged weights of a motion run to a model folder, with those of an encoder tuned along.
 
     Raises:
         InputError: no checkpoint in ``run``.
     """
     from visavis.export import export_motion
+    from visavis.train import encoders
 
-    net = load_average(run)
-    return export_motion(net, out, card, facts)
+    net, recipe = load_average(run), _recipe_of(Path(run))
+    if recipe.encoder == "log_mel":
+        return export_motion(net, out, card, facts)
+    encoder = getattr(net, "encoder", None) or encoders.load_encoder(recipe, accept_licence=True)
+    front = {"front": encoders.describe_front(recipe, encoder)}
+    folder = export_motion(getattr(net, "motion", net), out, card, (facts or {}) | front)
+    if recipe.encoder_layers:
+        encoders.save_tuned(encoder, folder)
+    return folder
 
 
 def load_average(run: str | Path) -> AnyMotionNet | EncodedMotionNet:
@@ -201,16 +264,22 @@ def load_average(run: str | Path) -> AnyMotionNet | EncodedMotionNet:
 
     from visavis.train.encoders import open_front
     from visavis.train.loop import fresh_net
-    from visavis.train.recipes import MotionRecipe
 
     run = Path(run)
     if not (run / "run.pt").exists():
         raise InputError(f"no checkpoint in {run}; train first")
-    recipe = MotionRecipe(**json.loads((run / "recipe.json").read_text(encoding="utf-8")))
+    recipe = _recipe_of(run)
     # The licence was seen to when the run was begun.
     net = fresh_net(recipe, *open_front(recipe, accept_licence=True))
     net.load_state_dict(torch.load(run / "run.pt", weights_only=True)["average"])
     return net.eval()
+
+
+def _recipe_of(run: Path) -> MotionRecipe:
+    """What a motion run was trained by."""
+    from visavis.train.recipes import MotionRecipe
+
+    return MotionRecipe(**json.loads((run / "recipe.json").read_text(encoding="utf-8")))
 
 
 def _offsets(path: Path, corpus: str) -> dict[str, float]:

@@ -8,16 +8,20 @@ The encoders hear both ways, so a stream is cut into windows on a fixed grid: ``
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from visavis.errors import ConfigError, ModelError
 from visavis.models.architectures import AnyMotionNet
+from visavis.motion import MotionNet
+from visavis.smoothing import Smoother
 from visavis.train.data import LOG_MEL, FrontEnd
+from visavis.train.evaluate import Voice
 from visavis.train.recipes import MotionRecipe
 from visavis.types import MOTION_HOP, State
 
@@ -245,3 +249,58 @@ def open_front(
     stage = EncoderStage(encoder)
     silence = stage.hear(np.zeros(2 * encoder.grid.steps * MOTION_HOP, np.float32))
     return FrontEnd(stage.hear, silence[-1]), None
+
+
+def describe_front(recipe: MotionRecipe, encoder: ChunkedEncoder) -> dict:
+    """What ``model.json`` says of the features of a net on a learned encoder."""
+    silence = EncoderStage(encoder).hear(np.zeros(2 * encoder.grid.steps * MOTION_HOP, np.float32))
+    return {
+        "encoder": recipe.encoder,
+        "weights": recipe.encoder_weights,
+        "tuned_layers": recipe.encoder_layers,
+        "lookahead_ms": 20 * encoder.grid.lookahead,
+        "per_step": 1,
+        "silence": [round(float(v), 6) for v in silence[-1]],
+        **{f"encoder_{k}": v for k, v in asdict(encoder.grid).items()},
+    }
+
+
+def save_tuned(encoder: ChunkedEncoder, folder: str | Path) -> Path:
+    """Write the weights that learned beside a motion model, ``encoder.safetensors``."""
+    learned = {n: p.detach().contiguous() for n, p in encoder.named_parameters() if p.requires_grad}
+    path = Path(folder) / "encoder.safetensors"
+    save_file(learned, path)
+    return path
+
+
+def load_voice(
+    folder: str | Path, lookahead_ms: int = 40, *, accept_licence: bool = False
+) -> Voice:
+    """The stages between sound and motion of an exported model that hears with a learned encoder.
+
+    Args:
+        folder: of ``visavis export``.
+        lookahead_ms: of the motion net, on top of the encoder's own.
+        accept_licence: use an encoder whose weights are not permissively licensed.
+
+    Raises:
+        ConfigError: the model hears log-mel, or its encoder cannot be used.
+        ModelError: the folder or the encoder's weights cannot be read.
+    """
+    path = Path(folder) / "model.json"
+    try:
+        front = json.loads(path.read_text(encoding="utf-8")).get("front")
+    except (OSError, ValueError) as err:
+        raise ModelError(f"no motion model in {folder}: {err}") from err
+    if not front:
+        raise ConfigError(f"the model in {folder} hears log-mel; use visavis.train.evaluate.Voice")
+    keys = {k: front[k] for k in ("encoder_past", "encoder_chunk", "encoder_future")}
+    recipe = MotionRecipe(
+        encoder=front["encoder"], encoder_weights=front["weights"],
+        encoder_layers=front["tuned_layers"], pools={}, **keys,
+    )  # fmt: skip
+    encoder = load_encoder(recipe, accept_licence)
+    if recipe.encoder_layers:
+        encoder.load_state_dict(load_file(Path(folder) / "encoder.safetensors"), strict=False)
+    motion = MotionNet(folder, lookahead_ms, encoder=front["encoder"])
+    return Voice(EncoderStage(encoder), motion, Smoother())

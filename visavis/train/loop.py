@@ -261,6 +261,7 @@ def train(
         encoder: to tune along.
         board: write a TensorBoard log as well.
     """
+    check_shares(recipe, ranks.world)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "run.pt"
@@ -268,10 +269,6 @@ def train(
     if checkpoint.exists():
         run = load_run(run, checkpoint)
         report(f"resumed at step {run.step}")
-    if recipe.batch % ranks.world:
-        raise ConfigError(
-            f"a batch of {recipe.batch} cannot be shared evenly by {ranks.world} processes"
-        )
     began, first, sums, count = time.monotonic(), run.step, {}, 0
     source = batches(pools, recipe.batch, recipe.steps, recipe.seed, run.step, front)
     end = min(stop or recipe.iterations, recipe.iterations)
@@ -291,6 +288,16 @@ def train(
                     save_run(run, checkpoint)
                 ranks.wait()
     return run
+
+
+def check_shares(recipe: MotionRecipe, world: int) -> None:
+    """Refuse a batch that ``world`` processes cannot share evenly.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    if recipe.batch % world:
+        raise ConfigError(f"a batch of {recipe.batch} cannot be shared evenly by {world} processes")
 
 
 @contextmanager

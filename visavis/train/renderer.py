@@ -171,6 +171,7 @@ def fit(
     """The training loop; returns the step it stopped at."""
     torch.set_num_threads(recipe.threads)
     recipe.run.mkdir(parents=True, exist_ok=True)
+    (recipe.run / "recipe.json").write_text(recipe.model_dump_json(indent=1), encoding="utf-8")
     learner = Learner(recipe)
     last = recipe.run / "last.pt"
     if last.is_file():
