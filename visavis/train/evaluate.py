@@ -51,16 +51,22 @@ def speak_clips(
 
     Silence after a clip's end changes nothing before it but what the look-ahead reaches.
     """
-    pairs = []
+    answers = speak_sounds(voice, clips, batch)
+    steps = [min(len(a), len(c.motion)) for a, c in zip(answers, clips, strict=True)]
+    return [(a[:n], c.motion[:n]) for a, c, n in zip(answers, clips, steps, strict=True)]
+
+
+def speak_sounds(voice: Voice, clips: list[Clip], batch: int = 64) -> list[np.ndarray]:
+    """Predicted motion ``(ceil(n / 320), 21)`` of clips, many side by side."""
+    answers = []
     for start in range(0, len(clips), batch):
         group = clips[start : start + batch]
         pcm = np.zeros((len(group), max(len(c.pcm) for c in group)), np.float32)
         for row, clip in zip(pcm, group, strict=True):
             row[: len(clip.pcm)] = clip.pcm.astype(np.float32) / 32768.0
-        for answer, clip in zip(voice.speak(pcm), group, strict=True):
-            n = min(-(-len(clip.pcm) // 320), len(clip.motion))
-            pairs.append((answer[:n], clip.motion[:n]))
-    return pairs
+        spoken = zip(voice.speak(pcm), group, strict=True)
+        answers += [answer[: -(-len(clip.pcm) // 320)] for answer, clip in spoken]
+    return answers
 
 
 def score(answer: np.ndarray, tracked: np.ndarray) -> dict[str, float]:
@@ -110,3 +116,57 @@ def read_words(path: str | Path) -> dict[str, list[tuple[float, float, str]]]:
         clip, start, end, word = line.split("\t")
         rows.setdefault(clip, []).append((float(start), float(end), word))
     return rows
+
+
+def runs_of(flags: np.ndarray) -> list[tuple[int, int]]:
+    """First and past-the-last index of every run of true in ``(T,)``."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(np.int8), [0]])))
+    return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def closure_counts(
+    opening: np.ndarray, wanted: list[tuple[int, int]], allowed: np.ndarray, judged: np.ndarray,
+    threshold: float, reach: int = 2,
+) -> np.ndarray:  # fmt: skip
+    """How often lips meet where they should, and where they should not.
+
+    Args:
+        opening: ``(T,)`` lip opening of the answer, 50 Hz.
+        wanted: spans of steps in which lips must meet.
+        allowed: ``(T,)`` bool, steps in which meeting is right.
+        judged: ``(T,)`` bool, steps that count; a run of shut steps that leaves them is not judged.
+        threshold: opening up to which lips count as met.
+        reach: steps by which a closure may miss its place.
+
+    Returns:
+        ``(4,)``: wanted spans, those met, judged runs of shut lips, right ones among them.
+    """
+    shut = opening <= threshold
+    met = sum(bool(shut[max(0, a - reach) : b + reach].any()) for a, b in wanted)
+    runs = [(a, b) for a, b in runs_of(shut) if judged[a:b].all()]
+    right = sum(bool(allowed[max(0, a - reach) : b + reach].any()) for a, b in runs)
+    return np.array([len(wanted), met, len(runs), right])
+
+
+def recall_at_precision(
+    counts: dict[float, np.ndarray], least: float = 0.8
+) -> dict[str, float | int]:
+    """The threshold with most closures met among those precise enough.
+
+    Args:
+        counts: threshold -> summed ``closure_counts``.
+        least: precision asked for.
+
+    Returns:
+        threshold, recall, precision, closures; of the most precise threshold where none will do.
+    """
+    rows = {
+        t: (c[1] / max(c[0], 1), c[3] / max(c[2], 1), int(c[0])) for t, c in counts.items() if c[2]
+    }
+    good = {t: r for t, r in rows.items() if r[1] >= least}
+    best = max(good, key=lambda t: good[t][0]) if good else max(rows, key=lambda t: rows[t][1])
+    recall, precision, count = rows[best]
+    return {
+        "threshold": best, "recall": round(recall, 3), "precision": round(precision, 3),
+        "closures": count,
+    }  # fmt: skip
