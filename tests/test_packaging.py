@@ -59,7 +59,7 @@ def test_the_wheel_says_what_it_needs(wheel):
 def test_versions_and_pins_agree():
     assert PROJECT["version"] == visavis.__version__
     extras = PROJECT["optional-dependencies"]
-    wanted = {"train", "gpu", "serve", "scale", "livekit", "pipecat", "eval", "test"}
+    wanted = {"train", "gpu", "serve", "scale", "livekit", "pipecat", "encoders", "eval", "test"}
     wanted |= {"livekit-worker", "otel"}
     assert wanted == set(extras)
     constraints = (ROOT / "ci" / "constraints.txt").read_text(encoding="utf-8").split()
