@@ -28,8 +28,9 @@ from visavis.types import MOTION_HOP, State
 ENCODERS = {"hubert": "HubertModel", "wav2vec2": "Wav2Vec2Model", "wavlm": "WavLMModel"}
 """Encoder names and their classes in transformers."""
 REFUSED = {
-    "wavlm": "WavLM's published weights are under CC BY-SA 3.0 (microsoft/UniSpeech), which is not a "
-    "permissive licence: what is trained on them may have to be shared alike"
+    "wavlm": "the model cards of WavLM's weights name CC BY-SA 3.0, which is not permissive: what is "
+    "made from them may have to be shared alike (its repository says MIT; microsoft/unilm issue 1757 "
+    "asks which holds and has no answer)"
 }
 FLOOR = 1e-5  # of a window's variance: silence is not turned up to the level of speech
 
