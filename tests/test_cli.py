@@ -54,7 +54,7 @@ def film(tmp_path) -> Path:
     "command",
     ["", "demo", "create", "render", "animate", "track", "stream", "models", "models list",
      "models pull", "models verify", "bench", "licenses", "prepare", "train", "train motion",
-     "train renderer", "export"],
+     "train autoencoder", "train renderer", "export"],
 )  # fmt: skip
 def test_help(capsys, command):
     status, out, err = run(capsys, *command.split(), "--help")
@@ -170,6 +170,7 @@ def test_training_without_torch_says_what_to_install(capsys, monkeypatch, tmp_pa
     for arguments in (
         ["prepare", tmp_path, "-o", tmp_path],
         ["train", "motion", "x", "--clips", tmp_path, "-o", tmp_path],
+        ["train", "autoencoder", "x", "--clips", tmp_path, "-o", tmp_path],
         ["train", "renderer", "x"],
         ["export", tmp_path, "-o", tmp_path],
     ):
