@@ -66,20 +66,20 @@ def wild(
         x = room(x, rng)
     if rng.random() < 0.5:
         kind = rng.uniform(0.0, 0.8)
-        x = x + noise(len(x), rng, kind) * 10 ** ((-20 - rng.uniform(8, 40)) / 20)
+        x = x + noise(len(x), rng, kind) * 10 ** ((-20 - rng.uniform(4, 40)) / 20)
     if chatter is not None and rng.random() < 0.15:
         other = np.resize(chatter, len(x))
         x = x + to_level(other, -20 - rng.uniform(20, 35))
-    if rng.random() < 0.15:
+    if rng.random() < 0.2:
         x = telephone(to_level(x, -18.0))
     return to_level(x, rng.uniform(-40.0, -8.0)).astype(np.float32)
 
 
 def unspeech(seconds: float, rng: np.random.Generator) -> np.ndarray:
-    """Sound with nobody speaking, ``(n,)`` float32: silence, noise, hum, breath, knocks, music."""
+    """Sound with nobody speaking, ``(n,)`` float32: silence, noise, hum, breath, knocks, coughs, music."""
     n = int(seconds * SAMPLE_RATE)
     t = np.arange(n) / SAMPLE_RATE
-    kind = rng.choice(6, p=[0.1, 0.35, 0.1, 0.15, 0.1, 0.2])
+    kind = rng.choice(8, p=[0.1, 0.25, 0.1, 0.1, 0.1, 0.1, 0.15, 0.1])
     floor = noise(n, rng, rng.uniform(0, 0.8)) * 10 ** (rng.uniform(-90, -50) / 20)
     if kind == 0:
         return np.zeros(n, np.float32)
@@ -99,7 +99,11 @@ def unspeech(seconds: float, rng: np.random.Generator) -> np.ndarray:
             length = min(int(rng.uniform(0.01, 0.08) * SAMPLE_RATE), n - start)
             fade = np.exp(-5.0 * np.arange(length) / max(length, 1))
             x[start : start + length] += noise(max(length, 2), rng, 0.4)[:length] * fade * 0.1
-    else:  # music: chords with soft attacks, faint as behind a talk or loud as alone
+    elif kind >= 6:
+        x = floor + (song if kind == 6 else cough)(seconds, rng)[:n] * 10 ** (
+            rng.uniform(-30, 0) / 20
+        )
+    else:  # chords with soft attacks, faint as behind a talk or loud as alone
         x = floor.copy()
         for start in np.arange(0, n, int(rng.uniform(0.25, 0.6) * SAMPLE_RATE)):
             length = min(int(0.8 * SAMPLE_RATE), n - start)
@@ -110,6 +114,61 @@ def unspeech(seconds: float, rng: np.random.Generator) -> np.ndarray:
                 x[start : start + length] += 0.05 * tone * envelope
         x *= 10 ** (rng.uniform(-30, 0) / 20)
     return x.astype(np.float32)
+
+
+def song(seconds: float, rng: np.random.Generator) -> np.ndarray:
+    """Music ``(n,)``: chords with a bass, a tune that wanders over a scale, drums on the beat."""
+    n = int(seconds * SAMPLE_RATE)
+    out = np.zeros(n + 2 * SAMPLE_RATE)
+    beat = 60.0 / rng.uniform(80, 130)
+    scale = np.array([0, 2, 4, 5, 7, 9, 11])
+    place = 0
+    for k in range(int(seconds / beat)):
+        start = int(k * beat * SAMPLE_RATE)
+        root = 110 * 2 ** (scale[(0, 5, 3, 4)[k // 4 % 4]] / 12)
+        if k % 4 == 0:
+            for ratio in (0.5, 1, 1.26, 1.5):
+                _pluck(out, start, root * ratio, 4 * beat, 0.10)
+        place = int(np.clip(place + rng.integers(-2, 3), -3, 9))
+        tune = 440 * 2 ** (scale[place % 7] / 12 + place // 7)
+        _pluck(out, start, tune, beat, 0.16)
+        hit = noise(int(0.12 * SAMPLE_RATE), rng, 0.6 if k % 2 else 0.0)
+        hit *= np.exp(-30.0 * np.arange(len(hit)) / SAMPLE_RATE)
+        out[start : start + len(hit)] += 0.1 * hit
+    return out[:n]
+
+
+def cough(seconds: float, rng: np.random.Generator) -> np.ndarray:
+    """Coughs ``(n,)``, one to three at a time: a burst, noise through a throat, a short voiced end."""
+    n = int(seconds * SAMPLE_RATE)
+    out = np.zeros(n + SAMPLE_RATE)
+    at = 0.3
+    while at < seconds - 1.5:
+        for _ in range(int(rng.integers(1, 4))):
+            length = int(rng.uniform(0.25, 0.45) * SAMPLE_RATE)
+            t = np.arange(length) / SAMPLE_RATE
+            burst = noise(length, rng, 0.3) * (np.exp(-60 * t) + 0.5 * np.exp(-7 * t))
+            spectrum = np.fft.rfft(burst)
+            hz = np.fft.rfftfreq(length, 1 / SAMPLE_RATE)
+            throat = sum(
+                np.exp(-(((hz - f) / w) ** 2)) for f, w in ((600, 300), (1500, 500), (3000, 900))
+            )
+            voiced = sum(np.sin(2 * np.pi * 140 * k * t) / k for k in range(1, 8))
+            end = np.exp(-(((t - 0.7 * t[-1]) / 0.05) ** 2))
+            start = int(at * SAMPLE_RATE)
+            out[start : start + length] += np.fft.irfft(spectrum * throat, length)
+            out[start : start + length] += 0.15 * voiced * end
+            at += length / SAMPLE_RATE + 0.05
+        at += rng.uniform(0.8, 2.0)
+    return out[:n]
+
+
+def _pluck(out: np.ndarray, start: int, hz: float, seconds: float, gain: float) -> None:
+    """Add a decaying tone of six partials to ``(n,)``, in place."""
+    t = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    tone = sum(np.sin(2 * np.pi * hz * k * t) * np.exp(-2.0 * k * t) / k for k in range(1, 7))
+    stop = min(start + len(t), len(out))
+    out[start:stop] += gain * (tone * np.minimum(t / 0.01, 1))[: stop - start]
 
 
 def warp_features(features: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -161,7 +161,9 @@ def recall_at_precision(
         threshold, recall, precision, closures; of the most precise threshold where none will do.
     """
     rows = {
-        t: (c[1] / max(c[0], 1), c[3] / max(c[2], 1), int(c[0])) for t, c in counts.items() if c[2]
+        t: (float(c[1] / max(c[0], 1)), float(c[3] / max(c[2], 1)), int(c[0]))
+        for t, c in counts.items()
+        if c[2]
     }
     good = {t: r for t, r in rows.items() if r[1] >= least}
     best = max(good, key=lambda t: good[t][0]) if good else max(rows, key=lambda t: rows[t][1])
