@@ -161,11 +161,14 @@ class Watch:
     def edges(self, name: str, on: int = 1) -> np.ndarray:
         """``(N,)`` wall-clock ms at which a sound began or ended."""
         every = np.array([row[1:] for row in self.kept["edges"]], float).reshape(-1, 4)
-        if not len(every):
+        if len(every) < 9:
             return np.zeros(0)
-        shift = np.median(every[:, 3] - 1000 * every[:, 2])  # audio clock to wall clock
+        # audio clock to wall clock; where sound was late the audio clock has lost time
+        shift = np.pad(every[:, 3] - 1000 * every[:, 2], 4, mode="reflect")
+        shift = np.median(np.lib.stride_tricks.sliding_window_view(shift, 9), axis=1)
         names = np.array([row[0] for row in self.kept["edges"]])
-        return 1000 * every[(names == name) & (every[:, 0] == on), 1] + shift
+        mine = (names == name) & (every[:, 0] == on)
+        return 1000 * every[mine, 1] + shift[mine]
 
     def frames(self) -> dict[str, np.ndarray]:
         """Shown (wall ms), index (from RTP), corner, red; one row per frame.

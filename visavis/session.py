@@ -29,7 +29,7 @@ from visavis.types import MOTION_HOP, SAMPLE_RATE, State
 from visavis.voice import ENDS, SAID, Fifo, Voice, _door, check_pcm
 
 SAMPLE_NS = 1_000_000_000 // SAMPLE_RATE  # 62 500 exactly
-STATE_VERSION = 1
+STATE_VERSION = 2
 QUIET_HOPS = 15  # without a voice for 300 ms the mouth is shut whatever the net says
 ANTICIPATION = 3  # hops a mouth may open before its sound
 DECLICK = 2  # ms in which the last sample dies away when sound is cut

@@ -16,8 +16,10 @@ from visavis.errors import AudioError
 from visavis.types import MOTION_HOP, SAMPLE_RATE, State
 
 LIVE_RATES = (8_000, 96_000)  # Hz; beyond is no voice, and costs
-LIVE_HOPS = 6  # of a microphone's sound, wait at most this long (120 ms) before quiet is left out,
-LIVE_LIMIT = 20  # and this long (400 ms) before anything is
+LIVE_PREBUFFER = 1  # hops gathered before a microphone is heard
+LIVE_SPARE = 2  # hops (40 ms) that need not have waited, for
+LIVE_WINDOW = 50  # hops (1 s) on end, cost a quiet hop of a microphone's sound;
+LIVE_LIMIT = 12  # where this many wait (240 ms) any hop goes
 QUIET_DB = -45.0
 SAID, ENDS = 1, 2  # marks of a hop: there is speech in it; with it an utterance is complete
 IMPLIED_END = 10  # hops without sound after which an utterance counts as ended
@@ -121,6 +123,7 @@ class Voice:
         self._waited = 0  # hops the queue has been non-empty and not running, or starved
         self._ended = False
         self._live = False
+        self._spare, self._watched = LIVE_LIMIT, 0  # least hops left waiting; of how many looks
         self._end_now = False  # the end came after the last hop had gone out
 
     @property
@@ -200,10 +203,18 @@ class Voice:
     def _pile(self, ready: int, heard: np.ndarray) -> bool:
         """Whether too much waits for this hop to be worth hearing."""
         hops = ready // MOTION_HOP
-        if hops <= self._prebuffer + LIVE_HOPS:
+        self._spare, self._watched = min(self._spare, hops - 1), self._watched + 1
+        if hops > LIVE_LIMIT:
+            return True
+        if self._watched < LIVE_WINDOW:
             return False
         level = 10 * np.log10(float(np.mean(np.square(heard))) + 1e-12)
-        return level < QUIET_DB or hops > LIVE_LIMIT
+        if self._spare < LIVE_SPARE:
+            self._spare, self._watched = LIVE_LIMIT, 0
+        elif level < QUIET_DB:
+            self._spare -= 1
+            return True
+        return False
 
     def _decide(self, ready: int) -> None:
         """Start after the prebuffer; stop when starved, and take a long silence for the end."""
@@ -211,7 +222,8 @@ class Voice:
             self._running, self._waited = False, 0
             self.underruns += 1
         if not self._running:
-            filled = ready >= self._prebuffer * MOTION_HOP
+            needed = min(self._prebuffer, LIVE_PREBUFFER) if self._live else self._prebuffer
+            filled = ready >= needed * MOTION_HOP
             self._waited += 1
             if self._ended or (filled and ready >= MOTION_HOP):
                 self._running = bool(ready)
@@ -223,7 +235,7 @@ class Voice:
     def state(self) -> State:
         """Flat arrays under ``voice/``."""
         flags = [self._rate, self._running, self._waited, self._ended, self._live]
-        flags += [self._end_now, self.underruns, self.skipped]
+        flags += [self._end_now, self._spare, self._watched, self.underruns, self.skipped]
         state = {
             "voice/heard": self._heard.array(),
             "voice/shown": self._shown.array(),
@@ -235,11 +247,11 @@ class Voice:
     def restore(self, state: State) -> None:
         """Take up where ``state`` was left."""
         self._heard, self._shown = Fifo(state["voice/heard"]), Fifo(state["voice/shown"])
-        rate, running, waited, ended, live, now, *counts = (int(v) for v in state["voice/flags"])
+        rate, running, waited, ended, live, now, *rest = (int(v) for v in state["voice/flags"])
         self._rate, self._waited = rate, waited
         self._running, self._ended, self._live = bool(running), bool(ended), bool(live)
         self._end_now = bool(now)
-        self.underruns, self.skipped = counts
+        self._spare, self._watched, self.underruns, self.skipped = rest
         self._in, self._out = (
             {k.removeprefix(p): v for k, v in state.items() if k.startswith(p)}
             for p in ("voice/in/", "voice/out/")

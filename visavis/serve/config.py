@@ -52,7 +52,7 @@ class ServeConfig(Config):
     allowed_origins: tuple[str, ...] = ()
     tts: str = ""
     tts_timeout_s: float = 20.0
-    margin_ms: int = Field(25, ge=0, le=500)
+    margin_ms: int = Field(15, ge=0, le=500)
     detach_s: float = Field(15.0, gt=0)
     session_limit_s: float = Field(24 * 3600.0, gt=0)
     header_timeout_s: float = Field(10.0, gt=0)

@@ -83,14 +83,15 @@ class RtcOutlet(Outlet):
 
     def prepare_block(self, block: AudioBlock) -> av.AudioFrame:
         """Mono; pts in samples."""
-        return _sound(to_s16(block.pcm), block.pts, block.rate)
+        return sound(to_s16(block.pcm), block.pts, block.rate)
 
     def silence(self, ready: av.AudioFrame) -> av.AudioFrame:
         """The same moment, silent."""
-        return _sound(np.zeros(ready.samples, np.int16), ready.pts, ready.sample_rate)
+        return sound(np.zeros(ready.samples, np.int16), ready.pts, ready.sample_rate)
 
 
-def _sound(pcm: np.ndarray, pts: int, rate: int) -> av.AudioFrame:
+def sound(pcm: np.ndarray, pts: int, rate: int) -> av.AudioFrame:
+    """``(N,)`` int16 at ``rate`` from sample ``pts`` on."""
     frame = av.AudioFrame.from_ndarray(pcm[None], format="s16", layout="mono")
     frame.sample_rate, frame.pts, frame.time_base = rate, pts, Fraction(1, rate)
     return frame

@@ -156,7 +156,9 @@ class Call {
     await pc.setLocalDescription(await pc.createOffer());
     const answer = new Promise((resolve) => { this.answered = resolve; });
     this.send({ type: "offer", sdp: pc.localDescription.sdp });
-    await pc.setRemoteDescription({ type: "answer", sdp: await answer });
+    // ask ourselves for microphone packets of 10 ms, not 20: it is said that much sooner
+    const sdp = (await answer).replace(/(m=audio[^]*?\r\n)(a=rtcp-mux)/, "$1a=ptime:10\r\n$2");
+    await pc.setRemoteDescription({ type: "answer", sdp });
     await new Promise((yes, no) => {
       const timer = setTimeout(() => no(new Error("no connection")), WEBRTC_PATIENCE);
       const look = () => {
