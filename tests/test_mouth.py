@@ -118,12 +118,28 @@ def test_inputs_hide_the_inner_mouth_and_place_the_jaw():
     np.testing.assert_allclose(lower[9], maps[9] - 6 * 2 / mouth.SIZE, atol=1e-5)  # the jaw's goes
 
 
-def test_reference_only_from_an_open_mouth():
-    image = np.full((512, 512, 3), 90, np.uint8)
-    assert mouth.make_reference(image, face(0.0)).max() == 0
-    shown = mouth.make_reference(image, face(30.0))
-    assert shown.shape == (mouth.SIZE, mouth.SIZE, 4)
-    assert shown[..., 3].max() == 255
+def test_the_fit_is_umeyamas():
+    """The compiled fit against the textbook one by singular values, unweighted points included."""
+    rng = np.random.default_rng(6)
+    for _ in range(20):
+        turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+        turn *= np.sign(np.linalg.det(turn))
+        observed = 30 * mouth._MODEL @ turn.T + rng.normal(0, 3, (len(mouth._MODEL), 3))
+        weight = np.ones(len(observed))
+        for _ in range(4):
+            w = (weight / weight.sum())[:, None]
+            m, o = mouth._MODEL - (w * mouth._MODEL).sum(0), observed - (w * observed).sum(0)
+            u, s, vt = np.linalg.svd((w * o).T @ m)
+            sign = np.array([1, 1, np.sign(np.linalg.det(u @ vt))])
+            rotation, scale = (u * sign) @ vt, (s * sign).sum() / (w * m * m).sum()
+            shift = (w * (observed - scale * mouth._MODEL @ rotation.T)).sum(0)
+            away = np.linalg.norm(
+                (observed - scale * mouth._MODEL @ rotation.T - shift)[:, :2], axis=1
+            )
+            weight = 1 / np.sqrt(1 + (away / (scale * mouth._EYE_DISTANCE * 0.03)) ** 2)
+        found = mouth._robust_similarity(mouth._MODEL, observed)
+        for a, b in zip(found, (scale, rotation, shift), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-7)
 
 
 def test_paste_returns_the_picture_where_nothing_is_painted():

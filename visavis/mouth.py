@@ -8,10 +8,12 @@ map is drawn from sub-pixel polygons, so a point that moves a little changes the
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import cv2
 import numpy as np
+from numba import njit
 
 from visavis.backends import Graph
 from visavis.errors import ModelError
@@ -61,14 +63,8 @@ def crop_transform(points: np.ndarray) -> np.ndarray:
     Returns:
         ``(2, 3)`` float64, image px to crop px (pixel centres at integers).
     """
-    observed = np.asarray(points, np.float64)[_INDEX, :3]
-    weight = np.ones(len(_INDEX))
-    for _ in range(4):
-        scale, rotation, shift = _similarity(_MODEL, observed, weight)
-        error = np.linalg.norm((observed - scale * _MODEL @ rotation.T - shift)[:, :2], axis=1) / (
-            scale * _EYE_DISTANCE
-        )
-        weight = 1.0 / np.sqrt(1.0 + (error / 0.03) ** 2)
+    observed = np.ascontiguousarray(points, np.float64)[_INDEX, :3]
+    scale, rotation, shift = _robust_similarity(_MODEL, observed)
     nose = (observed - scale * _MODEL @ rotation.T - shift)[_NOSE_BASE].mean(0)
     centre = (scale * rotation @ _CENTRE + shift + 0.5 * nose)[:2]
     across = rotation[:2, 0] / np.linalg.norm(rotation[:2, 0])
@@ -77,18 +73,63 @@ def crop_transform(points: np.ndarray) -> np.ndarray:
     return np.column_stack([turn, (SIZE - 1) / 2 - turn @ centre])
 
 
-def _similarity(
-    model: np.ndarray, observed: np.ndarray, weight: np.ndarray
+@njit(cache=True, nogil=True, error_model="numpy")
+def _robust_similarity(
+    model: np.ndarray, observed: np.ndarray
 ) -> tuple[float, np.ndarray, np.ndarray]:
-    """Weighted Umeyama fit: ``observed ~ scale * model @ rotation.T + shift``."""
-    w = (weight / weight.sum())[:, None]
-    mean_m, mean_o = (w * model).sum(0), (w * observed).sum(0)
-    m, o = model - mean_m, observed - mean_o
-    u, s, vt = np.linalg.svd((w * o).T @ m)
-    sign = np.array([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])
-    rotation = (u * sign) @ vt
-    scale = float((s * sign).sum() / (w * m * m).sum())
-    return scale, rotation, mean_o - scale * rotation @ mean_m
+    """``observed ~ scale * model @ rotation.T + shift``, distant points counting less.
+
+    Umeyama's fit, reweighted four times. The rotation is the polar factor of the covariance, by
+    Newton's iteration (Higham 1986), which never gives a mirror image of a face.
+    """
+    weight = np.ones(len(model))
+    scale, rotation, shift = 1.0, np.eye(3), np.zeros(3)
+    for _ in range(4):
+        total = weight.sum()
+        mean_m, mean_o = np.zeros(3), np.zeros(3)
+        for i in range(len(model)):
+            mean_m += weight[i] / total * model[i]
+            mean_o += weight[i] / total * observed[i]
+        cov, spread = np.zeros((3, 3)), 0.0
+        for i in range(len(model)):
+            m, o, w = model[i] - mean_m, observed[i] - mean_o, weight[i] / total
+            for r in range(3):
+                spread += w * m[r] * m[r]
+                for c in range(3):
+                    cov[r, c] += w * o[r] * m[c]
+        rotation = _polar(cov)
+        scale = (rotation * cov).sum() / spread
+        for r in range(3):
+            shift[r] = mean_o[r] - scale * (rotation[r] * mean_m).sum()
+        for i in range(len(model)):
+            away = 0.0
+            for r in range(2):
+                away += (observed[i, r] - scale * (rotation[r] * model[i]).sum() - shift[r]) ** 2
+            away /= (scale * _EYE_DISTANCE * 0.03) ** 2
+            weight[i] = 1.0 / np.sqrt(1.0 + away)
+    return scale, rotation, shift
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _polar(matrix: np.ndarray) -> np.ndarray:
+    """The rotation nearest to a 3x3 matrix of positive determinant."""
+    q = matrix / np.sqrt((matrix * matrix).sum() / 3)
+    for _ in range(60):
+        inverse_t = np.empty((3, 3))
+        for r in range(3):
+            a, b = q[(r + 1) % 3], q[(r + 2) % 3]
+            for c in range(3):
+                d, e = (c + 1) % 3, (c + 2) % 3
+                inverse_t[r, c] = a[d] * b[e] - a[e] * b[d]
+        inverse_t /= (q[0] * inverse_t[0]).sum()
+        size, other = np.sqrt((q * q).sum()), np.sqrt((inverse_t * inverse_t).sum())
+        gain = np.sqrt(other / size)
+        following = 0.5 * (gain * q + inverse_t / gain)
+        moved = np.abs(following - q).max()
+        q = following
+        if moved < 1e-14:
+            break
+    return q
 
 
 def apply_transform(transform: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -122,9 +163,20 @@ def paste(frame: np.ndarray, transform: np.ndarray, rgb: np.ndarray, alpha: np.n
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     to = (int(x1 - x0), int(y1 - y0))
     colour = cv2.warpAffine(rgb, local, to, flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    cover = cv2.warpAffine(alpha.astype(np.float32), local, to, flags=flags)[..., None]
-    roi = frame[y0:y1, x0:x1]
-    roi[:] = (roi + (colour.astype(np.float32) - roi) * cover + 0.5).astype(np.uint8)
+    cover = cv2.warpAffine(alpha.astype(np.float32), local, to, flags=flags)
+    _blend(frame[y0:y1, x0:x1], colour, cover)
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def _blend(area: np.ndarray, colour: np.ndarray, cover: np.ndarray) -> None:
+    """``colour`` over ``area``, both ``(h, w, 3)`` uint8, as far as ``cover`` (0..1) says; in place."""
+    for y in range(area.shape[0]):
+        for x in range(area.shape[1]):
+            if cover[y, x] > 0:
+                for c in range(3):
+                    under = np.float32(area[y, x, c])
+                    mixed = under + (np.float32(colour[y, x, c]) - under) * cover[y, x]
+                    area[y, x, c] = np.uint8(mixed + np.float32(0.5))
 
 
 def lip_gap(points: np.ndarray) -> float:
@@ -150,15 +202,30 @@ def between(upper: np.ndarray, lower: np.ndarray, size: int = SIZE) -> np.ndarra
     )
     left, right = max(upper[0, 0], lower[0, 0]), min(upper[-1, 0], lower[-1, 0])
     within = np.clip((x - left) * over + 0.5, 0, 1) * np.clip((right - x) * over + 0.5, 0, 1)
-    low = np.maximum(low, top).astype(np.float32)
-    edge = np.arange(size, dtype=np.float32)[:, None] - np.float32(0.5)
-    top, within = top.astype(np.float32), (within / over).astype(np.float32)
     cover = np.zeros((size, size), np.float32)
-    for k in range(over):
-        column = np.minimum(np.maximum(low[k::over] - edge, 0), 1)
-        column -= np.minimum(np.maximum(top[k::over] - edge, 0), 1)
-        cover += column * within[k::over]
+    _fill_columns(top, np.maximum(low, top), within / over, cover)
     return cover
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def _fill_columns(top: np.ndarray, low: np.ndarray, within: np.ndarray, cover: np.ndarray) -> None:
+    """Add to each pixel what strips of a column cover of it.
+
+    Args:
+        top: ``(over * W,)`` px, upper end of each strip.
+        low: likewise its lower end.
+        within: how much of a pixel's width each strip counts.
+        cover: ``(H, W)`` float32, added to in place.
+    """
+    over = len(top) // cover.shape[1]
+    for k in range(len(top)):
+        first, last = max(int(top[k]), 0), min(int(low[k]) + 1, cover.shape[0] - 1)
+        for y in range(first, last + 1 if within[k] > 0 else first):
+            below, above = (
+                min(max(low[k] - y + 0.5, 0.0), 1.0),
+                min(max(top[k] - y + 0.5, 0.0), 1.0),
+            )
+            cover[y, k // over] += np.float32((below - above) * within[k])
 
 
 def mouth_masks(points: np.ndarray, size: int = SIZE) -> dict[str, np.ndarray]:
@@ -214,11 +281,6 @@ def mouth_inputs(
     """
     masks = masks or mouth_masks(points)
     out = np.empty((N_CHANNELS, SIZE, SIZE), np.float32)
-    keep = 1.0 - masks["removed"]
-    for channel in range(3):
-        np.multiply(crop[..., channel], np.float32(1 / 127.5), out=out[channel])
-    out[:3] -= 1.0
-    out[:3] *= keep
     out[3], out[4], out[5] = masks["inner"], masks["removed"], masks["lips"]
     middle, skull_y, jaw_x, jaw_y = tooth_origins(points)
     ramp = np.arange(SIZE, dtype=np.float32)
@@ -229,44 +291,73 @@ def mouth_inputs(
     )  # fmt: skip
     for channel, (axis, origin) in enumerate(origins, 6):
         out[channel] = (axis - np.float32(origin)) * np.float32(2.0 * SPAN / SIZE)
-    removed = masks["removed"]
-    for channel in range(3):
-        np.multiply(crop[..., channel], removed * np.float32(1 / 255), out=out[12 + channel])
-    light = crop.mean(2, dtype=np.float32) / 255
-    mean = cv2.blur(light, (_TOOTH_PX, 1))
-    out[15] = light * removed
-    out[16] = np.clip((light - mean) / (mean + 0.1), -1.0, 1.0) * removed
+    planes = np.empty((4, SIZE, SIZE), np.float32)
+    for channel, plane in enumerate(cv2.split(np.ascontiguousarray(crop))):
+        planes[channel] = plane
+    cv2.transform(crop.astype(np.float32), np.full((1, 3), 1 / 765), planes[3])
+    mean = cv2.blur(planes[3], (_TOOTH_PX, 1))
+    _fill_inputs(planes.reshape(4, -1), masks["removed"].ravel(), mean.ravel(), out.reshape(17, -1))
     return out
 
 
-def make_reference(image: np.ndarray, points: np.ndarray, least_gap: float = 0.03) -> np.ndarray:
-    """The avatar's own teeth from its photo: ``(SIZE, SIZE, 4)`` uint8, RGB and where it counts.
+@njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
+def _fill_inputs(
+    planes: np.ndarray, removed: np.ndarray, mean: np.ndarray, out: np.ndarray
+) -> None:
+    """Channels 0-2 and 12-16 of `mouth_inputs` from colours 0..255 and light, in place."""
+    one, tenth = np.float32(1), np.float32(0.1)
+    for c in range(3):
+        for i in range(len(removed)):
+            out[c, i] = (planes[c, i] * np.float32(1 / 127.5) - one) * (one - removed[i])
+            out[12 + c, i] = planes[c, i] * np.float32(1 / 255) * removed[i]
+    for i in range(len(removed)):
+        light = planes[3, i]
+        out[15, i] = light * removed[i]
+        change = (light - mean[i]) / (mean[i] + tenth)
+        out[16, i] = min(max(change, -one), one) * removed[i]
 
-    All zero when the photo's mouth is open less than ``least_gap`` eye distances.
+
+@njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
+def _finish(
+    painted: np.ndarray,
+    limit: np.ndarray,
+    depth: np.ndarray,
+    light: np.ndarray,
+    show: float,
+    dark: float,
+    keep: float,
+    rgb: np.ndarray,
+    alpha: np.ndarray,
+    shown: np.ndarray,
+) -> None:
+    """What the net gave to what is shown.
 
     Args:
-        image: ``(H, W, 3)`` uint8 RGB.
-        points: ``(478, 3)`` in image px.
+        painted: ``(4, S, S)`` float32, colour about -1..1 and alpha 0..1.
+        limit: ``(S, S)`` float32, outside nothing is painted.
+        depth: ``(S, S)`` float32, 1 well inside the mouth.
+        light: ``(S, S)`` float32 of the teeth laid before, 0..1.
+        show: gate of the whole painting, 0..1.
+        dark: share withheld where the laid mouth is dark beside its own teeth and deep.
+        keep: share of the previous picture.
+        rgb: ``(S, S, 3)`` float32, the previous picture, replaced in place.
+        alpha: ``(S, S)`` float32, written in place.
+        shown: ``(S, S, 3)`` uint8, written in place.
     """
-    transform = crop_transform(points)
-    local = apply_transform(transform, points)
-    if lip_gap(local) < least_gap:
-        return np.zeros((SIZE, SIZE, 4), np.uint8)
-    mask = cv2.erode(mouth_masks(local)["inner"], np.ones((3, 3), np.uint8))
-    crop = warp_crop(image, transform)
-    return np.dstack([crop, np.rint(mask * 255).astype(np.uint8)])
-
-
-def overlay(crop: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """The crop with the avatar's own teeth laid over it, in the skull's frame."""
-    cover = reference[..., 3:].astype(np.float32) / 255
-    return np.rint(crop + (reference[..., :3].astype(np.float32) - crop) * cover).astype(np.uint8)
-
-
-def _cavity(light: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    """Where the laid mouth is dark beside its own teeth and far from the lips, 0..1."""
-    brightest = max(float(light.max()), 0.2)
-    return depth * np.minimum(np.maximum((0.5 - light / brightest) * 5.0, 0.0), 1.0)
+    brightest = max(light.max(), np.float32(0.2))
+    show, dark, keep = np.float32(show), np.float32(dark), np.float32(keep)
+    zero, one, half = np.float32(0), np.float32(1), np.float32(0.5)
+    for y in range(limit.shape[0]):
+        for x in range(limit.shape[1]):
+            cavity = min(max((half - light[y, x] / brightest) * np.float32(5), zero), one)
+            cover = limit[y, x] * painted[3, y, x] * (one - dark * depth[y, x] * cavity)
+            alpha[y, x] = cover * show
+            for c in range(3):
+                value = min(max(painted[c, y, x], -one), one) * np.float32(127.5)
+                value += np.float32(127.5)
+                value += keep * (rgb[y, x, c] - value)
+                rgb[y, x, c] = value
+                shown[y, x, c] = np.uint8(value + half)
 
 
 class MouthNet:
@@ -313,58 +404,42 @@ class MouthNet:
             "mouth/lips": np.full((batch, len(LIPS), 2), -1e6, np.float32),
         }
 
-    def paint(
-        self, crops: np.ndarray, points: np.ndarray, reference: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def paint(self, crops: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Paint mouths that have no past.
 
         Args:
             crops: ``(B, SIZE, SIZE, 3)`` uint8 RGB, cut with `crop_transform` from a frame whose
                 inner mouth tier `mesh` has filled (generic or own teeth, dimmed to the light).
             points: ``(B, 478, 2)`` or ``(B, 478, 3)`` in crop px.
-            reference: ``(B, SIZE, SIZE, 4)`` uint8 from `make_reference`, where the frame does not
-                show the avatar's own teeth already.
 
         Returns:
             colour ``(B, SIZE, SIZE, 3)`` uint8 and cover ``(B, SIZE, SIZE)`` float32 in 0..1.
         """
-        _, rgb, alpha = self.step(self.init_state(len(crops)), crops, points, reference)
+        _, rgb, alpha = self.step(self.init_state(len(crops)), crops, points)
         return rgb, alpha
 
     def step(
-        self,
-        state: State,
-        crops: np.ndarray,
-        points: np.ndarray,
-        reference: np.ndarray | None = None,
+        self, state: State, crops: np.ndarray, points: np.ndarray
     ) -> tuple[State, np.ndarray, np.ndarray]:
         """As `paint`, with a little of the previous picture where the lips hardly moved."""
         batch = len(crops)
         assert crops.shape == (batch, SIZE, SIZE, 3), crops.shape
         assert crops.dtype == np.uint8, crops.dtype
-        rgb = crops.astype(np.float32)
-        alpha = np.zeros((batch, SIZE, SIZE), np.float32)
-        show = np.array([gate(lip_gap(p)) for p in points], np.float32)
+        shown = crops.copy()
+        rgb, alpha = crops.astype(np.float32), np.zeros((batch, SIZE, SIZE), np.float32)
         lips = np.asarray(points, np.float32)[:, LIPS, :2]
         past = np.full_like(state["mouth/lips"], -1e6)
-        rows = np.flatnonzero(show > 0)
-        if len(rows):
-            masks = [mouth_masks(points[i]) for i in rows]
-            feeds = [
-                mouth_inputs(
-                    crops[i] if reference is None else overlay(crops[i], reference[i]), points[i], m
-                )
-                for i, m in zip(rows, masks, strict=True)
-            ]
-            out = self._graph({"inputs": np.stack(feeds)})["rgba"]
-            moved = np.abs(lips[rows] - state["mouth/lips"][rows]).mean((1, 2))
-            keep = (self.smoothing * np.exp(-((moved / 1.5) ** 2)))[:, None, None, None]
-            colour = np.clip(out[:, :3].transpose(0, 2, 3, 1), -1, 1) * 127.5 + 127.5
-            rgb[rows] = colour + keep * (state["mouth/rgb"][rows] - colour)
-            cover = np.stack([m["limit"] for m in masks]) * out[:, 3]
-            for k, mask in enumerate(masks):
-                cover[k] *= 1 - self.keep_dark * _cavity(feeds[k][15], mask["depth"])
-            alpha[rows] = cover * show[rows, None, None]
-            past[rows] = lips[rows]
-        painted = np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
-        return {"mouth/rgb": rgb, "mouth/lips": past}, painted, alpha
+        for i in range(batch):
+            show = gate(lip_gap(points[i]))
+            if show > 0:
+                past[i], rgb[i] = lips[i], state["mouth/rgb"][i]
+                moved = float(np.abs(lips[i] - state["mouth/lips"][i]).mean())
+                keep = self.smoothing * math.exp(-((moved / 1.5) ** 2))
+                masks = mouth_masks(points[i])
+                feed = mouth_inputs(crops[i], points[i], masks)
+                painted = self._graph({"inputs": feed[None]})["rgba"][0]
+                _finish(
+                    painted, masks["limit"], masks["depth"], feed[15], show, self.keep_dark,
+                    keep, rgb[i], alpha[i], shown[i],
+                )  # fmt: skip
+        return {"mouth/rgb": rgb, "mouth/lips": past}, shown, alpha

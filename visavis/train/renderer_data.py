@@ -26,7 +26,6 @@ from visavis.mouth import (
     lip_gap,
     mouth_inputs,
     mouth_masks,
-    overlay,
     warp_crop,
 )
 from visavis.train.renderer_teeth import Teeth, mesh_shade, register_teeth, teeth_light
@@ -178,6 +177,12 @@ def _video(path: Path, domain: str, every: int, mesh: FaceMesh) -> list[tuple]:
                 name = f"{domain}/{path.stem}:{index}"
                 rows.append((canvas, local, gap, eye, domain, name, f"{domain}/{path.stem}"))
     return rows
+
+
+def overlay(crop: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """The crop with a person's own teeth ``(SIZE, SIZE, 4)`` laid over it, in the skull's frame."""
+    cover = reference[..., 3:].astype(np.float32) / 255
+    return np.rint(crop + (reference[..., :3].astype(np.float32) - crop) * cover).astype(np.uint8)
 
 
 @dataclass(frozen=True)
