@@ -302,6 +302,18 @@ def test_the_autoencoder_finds_what_moved(tracks, tmp_path):
     # A run that is done is scored again, not trained again.
     again = autoencoder.train_autoencoder(toy_autoencoder(), tracks, tmp_path, lambda _: None)
     assert json.loads(again.read_text()) == report
+    with pytest.raises(ConfigError, match="begun with latent = 8, not 9"):
+        autoencoder.train_autoencoder(toy_autoencoder(latent=9), tracks, tmp_path, print)
+    out = cli.export_run(tmp_path, tmp_path / "model", "card")
+    films = autoencoder.load_films(tracks, toy_autoencoder(), lambda _: None)
+    channels, offsets = films[0].channels, films[0].offsets
+    (code,) = Graph(out / "encoder.onnx")({"channels": channels, "offsets": offsets}).values()
+    (back,) = Graph(out / "decoder.onnx")({"code": code}).values()
+    net = autoencoder.load_net(tmp_path)
+    with torch.no_grad():
+        by_torch = net(torch.from_numpy(channels), torch.from_numpy(offsets)).numpy()
+    np.testing.assert_allclose(back, by_torch, atol=1e-5)
+    assert len(json.loads((out / "model.json").read_text())["vertices"]) == back.shape[1]
 
 
 def test_a_dearer_second_difference_makes_a_steadier_code(tracks, tmp_path):

@@ -14,6 +14,7 @@ from visavis.types import SPEECH_CHANNELS
 
 if TYPE_CHECKING:
     from visavis.models.architectures import AnyMotionNet
+    from visavis.models.autoencoder import MotionAutoencoder
 
 
 def export_motion(
@@ -76,6 +77,55 @@ def export_motion(
         "state": {n: list(s) for n, s in shapes.items()},
         "sizes": net.describe(),
     }
+    text = json.dumps(description | (facts or {}), indent=1)
+    (folder / "model.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "card.md").write_text(card, encoding="utf-8")
+    return folder
+
+
+def export_autoencoder(
+    net: MotionAutoencoder, folder: str | Path, card: str, facts: dict | None = None
+) -> Path:
+    """Write ``encoder.onnx``, ``decoder.onnx``, ``model.json`` and ``card.md``.
+
+    Args:
+        net: trained weights.
+        folder: made if missing.
+        card: text of the model card.
+        facts: further plain data for ``model.json``, such as which vertices.
+
+    Returns:
+        The folder.
+    """
+    import torch
+
+    class Half(torch.nn.Module):
+        """One way through the net."""
+
+        def __init__(self, way):
+            super().__init__()
+            self.net, self.way = net, way
+
+        def forward(self, *inputs):
+            return self.way(*inputs)
+
+    c = net.config
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    seen = (torch.zeros(2, c.n_channels), torch.zeros(2, c.n_vertices, 3))
+    ways = {
+        "encoder": (lambda *x: net.encode(*x)[0], seen, ["channels", "offsets"], "code"),
+        "decoder": (net.decode, (torch.zeros(2, c.latent),), ["code"], "offsets"),
+    }
+    for name, (way, example, inputs, output) in ways.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the older exporter says that it is old; it is quick
+            torch.onnx.export(
+                Half(way).eval(), example, str(folder / f"{name}.onnx"), dynamo=False,
+                opset_version=17, input_names=inputs, output_names=[output],
+                dynamic_axes={n: {0: "batch"} for n in [*inputs, output]},
+            )  # fmt: skip
+    description = {"kind": "motion_autoencoder", "version": 1, "sizes": net.describe()}
     text = json.dumps(description | (facts or {}), indent=1)
     (folder / "model.json").write_text(text + "\n", encoding="utf-8")
     (folder / "card.md").write_text(card, encoding="utf-8")

@@ -203,6 +203,7 @@ def train_autoencoder(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    _same_sizes(folder, recipe)
     (folder / "recipe.json").write_text(recipe.model_dump_json(indent=1), encoding="utf-8")
     learned, kept = split(load_films(clips, recipe, report))
     if not learned or not kept:
@@ -219,6 +220,31 @@ def train_autoencoder(
     cv2.imwrite(str(folder / "latents.png"), draw_codes(net, kept, moves)[..., ::-1])
     report(json.dumps(figures))
     return folder / "report.json"
+
+
+def _same_sizes(folder: Path, recipe: AutoencoderRecipe) -> None:
+    """Refuse to go on with weights of another shape."""
+    if not (folder / "run.pt").exists():
+        return
+    begun = AutoencoderRecipe.model_validate_json((folder / "recipe.json").read_text())
+    for key in ("latent", "hidden"):
+        if getattr(begun, key) != getattr(recipe, key):
+            raise ConfigError(
+                f"the run in {folder} was begun with {key} = {getattr(begun, key)}, not "
+                f"{getattr(recipe, key)}; give another folder"
+            )
+
+
+def load_net(folder: str | Path) -> MotionAutoencoder:
+    """The weights of a run, in evaluation mode."""
+    parts = torch.load(Path(folder) / "run.pt", weights_only=True)["net"]
+    latent, n_vertices = parts["to_code.bias"].shape[0], parts["to_mesh.bias"].shape[0] // 3
+    sizes = AutoencoderConfig(
+        len(parts["channel_scale"]), n_vertices, latent, parts["bend_mesh.0.bias"].shape[0]
+    )
+    net = MotionAutoencoder(sizes)
+    net.load_state_dict(parts)
+    return net.eval()
 
 
 def fit(
@@ -392,13 +418,13 @@ def _placed(template: np.ndarray, used: np.ndarray, offsets: np.ndarray) -> np.n
 def _draw(
     vertices: np.ndarray, triangles: np.ndarray, far: np.ndarray, size: int, heat: bool
 ) -> np.ndarray:
-    """One wire face, lips in red; with ``heat`` filled by how far each triangle moves (8 mm: full)."""
+    """One wire face, lips in red; with ``heat`` filled by how far each triangle moves of the most."""
     image = np.full((size * 3 // 4, size, 3), 255, np.uint8)
-    place = (vertices[:, :2] * [0.62, 0.62] + [0.5, -0.06]) * size
+    place = (vertices[:, :2] * 0.54 + [0.5, -0.02]) * size
     place = np.round(place * 8).astype(np.int32)
     if heat:
         for triangle in triangles:
-            share = min(1.0, far[triangle].mean() / 8.0)
+            share = far[triangle].mean() / max(float(far.max()), 1e-6)
             shade = (255, int(255 - 200 * share), int(255 - 235 * share))
             cv2.fillConvexPoly(image, place[triangle], shade, cv2.LINE_AA, 3)
     else:

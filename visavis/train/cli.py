@@ -207,7 +207,7 @@ def train_autoencoder(
 def export_run(
     run: str | Path, out: str | Path, card: str = "", recipe: str | Path | None = None
 ) -> Path:
-    """The averaged weights of a motion or mouth run to a model folder.
+    """The weights of a motion, mouth or autoencoder run to a model folder.
 
     Args:
         run: folder of the run.
@@ -220,7 +220,22 @@ def export_run(
     """
     if (Path(run) / "last.pt").exists():
         return _export_mouth_run(Path(run), Path(out), card, recipe)
+    kept = Path(run) / "recipe.json"
+    if kept.exists() and "latent" in json.loads(kept.read_text(encoding="utf-8")):
+        return _export_autoencoder_run(Path(run), Path(out), card)
     return export_motion_run(run, out, card)
+
+
+def _export_autoencoder_run(run: Path, out: Path, card: str) -> Path:
+    from visavis.export import export_autoencoder
+    from visavis.facemodel import BASIS_CHANNELS, load_face_model
+    from visavis.train.autoencoder import load_net, mouth_vertices
+
+    if not (run / "run.pt").exists():
+        raise InputError(f"no checkpoint in {run}; train first")
+    used = mouth_vertices(load_face_model().template).tolist()
+    facts = {"channels": list(BASIS_CHANNELS), "vertices": used}
+    return export_autoencoder(load_net(run), out, card, facts)
 
 
 def _export_mouth_run(run: Path, out: Path, card: str, recipe: str | Path | None) -> Path:
@@ -248,11 +263,12 @@ def export_motion_run(
     from visavis.train import encoders
 
     net, recipe = load_average(run), _recipe_of(Path(run))
+    facts = (facts or {}) | {"architecture": recipe.architecture}
     if recipe.encoder == "log_mel":
         return export_motion(net, out, card, facts)
     encoder = getattr(net, "encoder", None) or encoders.load_encoder(recipe, accept_licence=True)
     front = {"front": encoders.describe_front(recipe, encoder)}
-    folder = export_motion(getattr(net, "motion", net), out, card, (facts or {}) | front)
+    folder = export_motion(getattr(net, "motion", net), out, card, facts | front)
     if recipe.encoder_layers:
         encoders.save_tuned(encoder, folder)
     return folder
