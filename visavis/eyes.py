@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+from numba import njit
 
 from visavis.avatar import Avatar
 from visavis.facemodel import EYEBALL_RADIUS, EYES, fit_affine
@@ -75,31 +76,70 @@ class _Eye:
             return
         cover = opening_cover(ring - low, (int(high[1] - low[1]), int(high[0] - low[0])))
         back = fit_affine(face[self._anchor, :2], self._source[self._anchor])
-        y, x = np.mgrid[low[1] : high[1], low[0] : high[0]].astype(np.float32)
-        sx = back[0, 0] * x + back[0, 1] * y + back[0, 2]
-        sy = back[1, 0] * x + back[1, 1] * y + back[1, 2]
         step = self._unit * EYEBALL_RADIUS * np.sin(np.radians(gaze))
-        # the iris goes with the gaze, the white stretches between it and the corners
-        away = np.hypot(sx - self._iris[0] - step[0], sy - self._iris[1] - step[1]) / self._radius
-        hold = np.clip((2.6 - away) / 1.4, 0, 1)
-        hold = hold * hold * (3 - 2 * hold)
-        sx = (sx - step[0] * hold - self._origin[0] + 0.5) * SCALE - 0.5
-        sy = (sy - step[1] * hold - self._origin[1] + 0.5) * SCALE - 0.5
-        colour = cv2.remap(
-            self._picture, sx.astype(np.float32), sy.astype(np.float32), cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_REPLICATE,
-        ).astype(np.float32)  # fmt: skip
         opening = float(np.linalg.norm(ring[4] - ring[12])) / max(self._open, 1e-3)
-        colour *= _lid_shadow(y, ring, opening)[..., None]
-        area = frame[low[1] : high[1], low[0] : high[0]]
-        cover = cover[..., None]
-        area[:] = np.round(area * (1 - cover) + colour * cover).astype(np.uint8)
+        # the upper lid shades the eyeball, the more the lower it hangs
+        shade = 0.35 * min(max(1 - opening, 0.0), 1.0)
+        height = max(float(ring[:, 1].max() - ring[:, 1].min()), 1.0)
+        _lay_eye(
+            frame, low, cover, self._picture, back, self._origin, self._iris, step, self._radius,
+            float(ring[1:8, 1].mean()), height, shade,
+        )  # fmt: skip
 
 
-def _lid_shadow(y: np.ndarray, ring: np.ndarray, opening: float) -> np.ndarray:
-    """The upper lid shades the eyeball, the more the lower it hangs."""
-    top = ring[1:8, 1].mean()
-    height = max(float(ring[:, 1].max() - ring[:, 1].min()), 1.0)
-    depth = np.clip((y - top) / (0.5 * height), 0, 1)
-    strength = 0.35 * np.clip(1 - opening, 0, 1)
-    return 1 - strength * (1 - depth)
+@njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
+def _lay_eye(
+    frame: np.ndarray,
+    low: np.ndarray,
+    cover: np.ndarray,
+    picture: np.ndarray,
+    back: np.ndarray,
+    origin: np.ndarray,
+    iris: np.ndarray,
+    step: np.ndarray,
+    radius: float,
+    top: float,
+    height: float,
+    shade: float,
+) -> None:
+    """Fetch an eyeball's pixels and lay them into its opening, in place.
+
+    Args:
+        frame: ``(S, S, 3)`` uint8.
+        low: x and y of the opening's box in the frame.
+        cover: ``(h, w)`` float32 of that box.
+        picture: ``(h', w', 3)`` uint8, the eye at rest at ``SCALE``.
+        back: ``(2, 3)``, frame px to photo px.
+        origin: x and y of the picture in the photo.
+        iris: its middle in the photo.
+        step: how far the gaze carries the iris, photo px.
+        radius: of the iris, photo px.
+        top: row of the upper lid.
+        height: of the opening, px.
+        shade: how dark the lid's shadow is, 0..1.
+    """
+    right, bottom = picture.shape[1] - 1.001, picture.shape[0] - 1.001
+    for row in range(cover.shape[0]):
+        y = row + low[1]
+        light = 1 - shade * (1 - min(max((y - top) / (0.5 * height), 0.0), 1.0))
+        for column in range(cover.shape[1]):
+            share = cover[row, column]
+            if share <= 0:
+                continue
+            x = column + low[0]
+            sx = back[0, 0] * x + back[0, 1] * y + back[0, 2]
+            sy = back[1, 0] * x + back[1, 1] * y + back[1, 2]
+            # the iris goes with the gaze, the white stretches between it and the corners
+            away = np.hypot(sx - iris[0] - step[0], sy - iris[1] - step[1]) / radius
+            hold = min(max((2.6 - away) / 1.4, 0.0), 1.0)
+            hold = hold * hold * (3 - 2 * hold)
+            sx = min(max((sx - step[0] * hold - origin[0] + 0.5) * SCALE - 0.5, 0.0), right)
+            sy = min(max((sy - step[1] * hold - origin[1] + 0.5) * SCALE - 0.5, 0.0), bottom)
+            ix, iy = int(sx), int(sy)
+            fx, fy = sx - ix, sy - iy
+            for c in range(3):
+                upper = picture[iy, ix, c] * (1 - fx) + picture[iy, ix + 1, c] * fx
+                lower = picture[iy + 1, ix, c] * (1 - fx) + picture[iy + 1, ix + 1, c] * fx
+                colour = (upper * (1 - fy) + lower * fy) * light
+                under = frame[y, x, c]
+                frame[y, x, c] = np.uint8(under + (colour - under) * share + 0.5)

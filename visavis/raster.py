@@ -39,9 +39,12 @@ def _fetch(atlas, width, height, sx, sy):
     fx, fy = np.uint64((sx >> (BITS - 8)) & 255), np.uint64((sy >> (BITS - 8)) & 255)
     both = (fx * fy + _128) >> _8
     at, below = np.uint64(y * width + x), np.uint64((y + 1) * width + x)
+    one, two, three, four = atlas[at], atlas[at + _1], atlas[below], atlas[below + _1]
+    if not (one | two | three | four):
+        return np.uint64(0)
     # the four weights add up to 256, so a flat colour stays exactly itself
-    total = _spread(atlas[at]) * (_256 - fx - fy + both) + _spread(atlas[at + _1]) * (fx - both)
-    total += _spread(atlas[below]) * (fy - both) + _spread(atlas[below + _1]) * both
+    total = _spread(one) * (_256 - fx - fy + both) + _spread(two) * (fx - both)
+    total += _spread(three) * (fy - both) + _spread(four) * both
     return ((total + _HALF) >> _8) & _LANES
 
 
@@ -106,7 +109,7 @@ def draw(
     height, width = out.shape[0], out.shape[1]
     tall, wide = atlas.shape
     flat_atlas, flat_base, flat_out = atlas.ravel(), base.ravel(), out.ravel()
-    corner = np.empty((3, 2), np.float32)
+    corner, sides = np.empty((3, 2), np.float32), np.empty((3, 4), np.float32)
     for k in range(order.shape[0]):
         which = order[k]
         t = triangles[which]
@@ -128,17 +131,24 @@ def draw(
         begin_y = source[t[0], 1] * np.float32(1 << BITS)
         step_x, step_y = np.int64(np.round(dxx)), np.int64(np.round(dxy))
         soft = _soft_edges(target, triangles, beside, which) if area * FRONT > 0 else 0
-        lowest = min(corner[0, 1], corner[1, 1], corner[2, 1])
-        highest = max(corner[0, 1], corner[1, 1], corner[2, 1])
         grown = np.float32(1) if soft else EDGE
-        top = max(0, int(np.ceil(lowest - grown)))
-        bottom = min(height - 1, int(np.floor(highest + grown)))
+        _sides(corner, sides)
+        leftmost = min(corner[0, 0], corner[1, 0], corner[2, 0]) - grown
+        rightmost = max(corner[0, 0], corner[1, 0], corner[2, 0]) + grown
+        top = max(0, int(np.ceil(sides[0, 1] - grown)))
+        bottom = min(height - 1, int(np.floor(sides[0, 1] + sides[0, 3] + grown)))
         for y in range(top, bottom + 1):
-            low, high = _extent(corner, np.float32(y), soft, grown)
+            line = np.float32(y)
+            if soft:
+                low, high = leftmost, rightmost
+            else:
+                low = _on_side(sides, 0, line)
+                high = _on_side(sides, 1 if line < sides[2, 1] else 2, line)
+                low, high = min(low, high), max(low, high)
             first = max(spans[y, 0], int(np.ceil(low - EDGE)))
             last = min(spans[y, 1] - 1, int(np.floor(high + EDGE)))
-            sx = np.int64(begin_x + (first - x0) * dxx + (y - y0) * dyx)
-            sy = np.int64(begin_y + (first - x0) * dxy + (y - y0) * dyy)
+            sx = np.int64(begin_x + (np.float32(first) - x0) * dxx + (line - y0) * dyx)
+            sy = np.int64(begin_y + (np.float32(first) - x0) * dxy + (line - y0) * dyy)
             at = (y * width + first) * 3
             if not soft and last >= first:
                 _row(
@@ -146,7 +156,7 @@ def draw(
                     sx, sy, step_x, step_y,
                 )  # fmt: skip
             for x in range(first, last + 1 if soft else first):
-                cover = _cover(corner, soft, np.float32(x), np.float32(y))
+                cover = _cover(corner, soft, np.float32(x), line)
                 if cover > 0:
                     _pixel(flat_atlas, wide, tall, flat_base, flat_out, at, sx, sy, cover)
                 sx += step_x
@@ -166,24 +176,29 @@ def _soft_edges(target, triangles, beside, which):
 
 
 @njit(boundscheck=False, error_model="numpy")
-def _extent(corner, y, soft, grown):
-    """Where a triangle lies on row ``y``; of a soft one, its whole width."""
-    low, high = np.float32(1e9), np.float32(-1e9)
-    if soft:
-        low = min(corner[0, 0], corner[1, 0], corner[2, 0]) - grown
-        high = max(corner[0, 0], corner[1, 0], corner[2, 0]) + grown
-        return low, high
-    for e in range(3):
-        ax, ay = corner[e, 0], corner[e, 1]
-        bx, by = corner[(e + 1) % 3, 0], corner[(e + 1) % 3, 1]
-        if min(ay, by) <= y + EDGE and max(ay, by) >= y - EDGE:
-            if abs(by - ay) < 1e-6:
-                low, high = min(low, ax, bx), max(high, ax, bx)
-            else:
-                part = min(max((y - ay) / (by - ay), np.float32(0)), np.float32(1))
-                x = ax + part * (bx - ax)
-                low, high = min(low, x), max(high, x)
-    return low, high
+def _sides(corner, sides):
+    """A triangle's three sides from the upper to the lower end: ``(3, 4)`` x, y, slope, height.
+
+    The first is the longest in y; the second lies above the third.
+    """
+    a, b, c = 0, 1, 2
+    if corner[b, 1] < corner[a, 1]:
+        a, b = b, a
+    if corner[c, 1] < corner[a, 1]:
+        a, c = c, a
+    if corner[c, 1] < corner[b, 1]:
+        b, c = c, b
+    for k, (i, j) in enumerate(((a, c), (a, b), (b, c))):
+        tall = corner[j, 1] - corner[i, 1]
+        slope = (corner[j, 0] - corner[i, 0]) / tall if tall > EDGE else np.float32(0)
+        sides[k, 0], sides[k, 1], sides[k, 2], sides[k, 3] = corner[i, 0], corner[i, 1], slope, tall
+
+
+@njit(inline="always")
+def _on_side(sides, k, y):
+    """Where side ``k`` crosses row ``y``."""
+    along = min(max(y - sides[k, 1], np.float32(0)), sides[k, 3])
+    return sides[k, 0] + along * sides[k, 2]
 
 
 @njit(inline="always")
