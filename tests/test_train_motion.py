@@ -187,3 +187,14 @@ def test_shipped_recipes_are_read_and_unknown_keys_refused(tmp_path):
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(InputError, match="no videos"):
         cli.prepare(tmp_path, tmp_path)
+
+
+def test_lips_meet_while_a_bilabial_is_held():
+    motion = np.full((20, N_CHANNELS), 0.1, np.float32)
+    said = np.full(20, phones.PHONE_INDEX["AA"])
+    said[8:11] = phones.PHONE_INDEX["M"]
+    out = pseudo.meet_lips(motion, said)
+    assert (out[8:11, JAW] == 0).all()
+    np.testing.assert_allclose(out[4:8, JAW], [0.1, 0.075, 0.05, 0.025], atol=1e-6)
+    assert (np.delete(out, JAW, axis=1) == np.delete(motion, JAW, axis=1)).all()
+    assert pseudo.meet_lips(motion, np.full(20, phones.PHONE_INDEX["S"])) is motion

@@ -11,10 +11,12 @@ from visavis.models.phone_motion import PhoneMotion
 from visavis.train.clips import Clip
 from visavis.train.data import SPEECH
 from visavis.train.losses import LossWeights, motion_loss
-from visavis.train.phones import articulation
+from visavis.train.phones import PHONE_INDEX, articulation
 from visavis.types import CHANNEL, MOTION_HOP, N_CHANNELS
 
 _JAW = CHANNEL["jaw_open"]
+_SHUT = np.array([PHONE_INDEX[p] for p in ("P", "B", "M")])
+_OPENING_STEPS = 3  # lips leave a closure, and go to it, within 60 ms
 
 
 def loudness(pcm: np.ndarray, steps: int) -> np.ndarray:
@@ -104,7 +106,27 @@ def predict(net: PhoneMotion, clip: Clip, talker: int = 0) -> np.ndarray:
     out = np.zeros((steps, N_CHANNELS), np.float32)
     out[:, SPEECH] = net(phones, loud, torch.tensor([talker]))[0].numpy()
     out[:, _JAW] = np.maximum(out[:, _JAW], 0.0)
-    return out
+    return meet_lips(out, phones[0].numpy())
+
+
+def meet_lips(motion: np.ndarray, phones: np.ndarray) -> np.ndarray:
+    """Lips that touch for as long as a p, b or m is held, which a fitted mean does not quite do.
+
+    Args:
+        motion: ``(T, 21)``.
+        phones: ``(T,)`` classes at motion steps.
+
+    Returns:
+        ``(T, 21)``; the opening falls to nothing within 60 ms before and rises within 60 ms after.
+    """
+    held = np.flatnonzero(np.isin(phones, _SHUT))
+    if not len(held):
+        return motion
+    away = np.abs(np.arange(len(motion))[:, None] - held).min(axis=1)
+    share = np.minimum(away / (_OPENING_STEPS + 1), 1.0)
+    out = motion.copy()
+    out[:, _JAW] *= share
+    return out.astype(motion.dtype)
 
 
 def label(net: PhoneMotion, clips: list[Clip], talker: int = 0) -> list[Clip]:
