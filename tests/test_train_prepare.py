@@ -23,7 +23,7 @@ from visavis.train.clips import (
     load_corpus,
     save_clip,
 )
-from visavis.train.evaluate import Voice, closure_counts, recall_at_precision, runs_of
+from visavis.train.evaluate import Voice, closure_counts, dips, recall_at_precision, runs_of
 from visavis.train.phones import (
     PHONE_INDEX,
     PHONES,
@@ -425,6 +425,8 @@ def test_espeak_speaks_with_times_that_fit_the_sound(tmp_path):
 def test_closures_count_what_is_met_and_what_is_wrong():
     opening = np.full(50, 0.1)
     opening[[10, 11, 30]] = 0.0
+    np.testing.assert_array_equal(dips(opening, 0.02), [10, 30])
+    np.testing.assert_array_equal(dips(opening, 0.09), [10, 30])  # no more, and no broader
     wanted = [(9, 12), (20, 22)]
     allowed = np.zeros(50, bool)
     allowed[9:12] = allowed[20:22] = True

@@ -124,6 +124,26 @@ def runs_of(flags: np.ndarray) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
+def dips(opening: np.ndarray, threshold: float) -> np.ndarray:
+    """Steps at which lips are nearest to each other, where that is at most ``threshold`` apart.
+
+    Args:
+        opening: ``(T,)`` lip opening.
+        threshold: greatest opening of a dip.
+
+    Returns:
+        ``(n,)`` indices; a level floor counts once, in its middle. Unlike runs of shut steps, dips
+        do not become fewer and broader as the threshold rises.
+    """
+    level = np.round(opening, 4)
+    turns = np.flatnonzero(np.diff(level, prepend=np.inf, append=np.inf))
+    first, last = turns[:-1], turns[1:] - 1
+    around = np.concatenate([[np.inf], level, [np.inf]])
+    low = (around[first] > level[first]) & (around[last + 2] > level[last])
+    low &= level[first] <= threshold
+    return (first[low] + last[low]) // 2
+
+
 def closure_counts(
     opening: np.ndarray, wanted: list[tuple[int, int]], allowed: np.ndarray, judged: np.ndarray,
     threshold: float, reach: int = 2,
@@ -134,18 +154,18 @@ def closure_counts(
         opening: ``(T,)`` lip opening of the answer, 50 Hz.
         wanted: spans of steps in which lips must meet.
         allowed: ``(T,)`` bool, steps in which meeting is right.
-        judged: ``(T,)`` bool, steps that count; a run of shut steps that leaves them is not judged.
-        threshold: opening up to which lips count as met.
+        judged: ``(T,)`` bool, steps in which a meeting counts at all.
+        threshold: opening up to which a dip of the opening counts as lips that meet.
         reach: steps by which a closure may miss its place.
 
     Returns:
-        ``(4,)``: wanted spans, those met, judged runs of shut lips, right ones among them.
+        ``(4,)``: wanted spans, those with a dip, judged dips, right ones among them.
     """
-    shut = opening <= threshold
-    met = sum(bool(shut[max(0, a - reach) : b + reach].any()) for a, b in wanted)
-    runs = [(a, b) for a, b in runs_of(shut) if judged[a:b].all()]
-    right = sum(bool(allowed[max(0, a - reach) : b + reach].any()) for a, b in runs)
-    return np.array([len(wanted), met, len(runs), right])
+    found = dips(opening, threshold)
+    met = sum(bool(((found >= a - reach) & (found < b + reach)).any()) for a, b in wanted)
+    counted = found[judged[found]]
+    right = sum(bool(allowed[max(0, i - reach) : i + reach + 1].any()) for i in counted)
+    return np.array([len(wanted), met, len(counted), right])
 
 
 def recall_at_precision(
