@@ -191,3 +191,23 @@ def test_any_split_of_the_rows_gives_the_same_frames(renderer):
 def test_unknown_tier(demo_avatar):
     with pytest.raises(ConfigError, match="mesh, patch"):
         Renderer(demo_avatar, "ultra")
+
+
+def test_oo_is_round_and_keeps_its_gap_and_corners(renderer):
+    """ "oo" was drawn as a slightly narrower "ee"."""
+    model, neutral = renderer.mesh.model, renderer.avatar.neutral.astype(np.float64)
+    plain = model.deform(neutral, row(jaw_open=0.05))
+    narrow = model.deform(neutral, row(jaw_open=0.05, mouth_width=-0.08))
+    pursed = model.deform(neutral, row(jaw_open=0.05, lip_rounding=1))
+
+    def width(v, left, right):
+        return v[right, 0] - v[left, 0]
+
+    assert width(narrow, 61, 291) == pytest.approx(width(plain, 61, 291) - 0.08, abs=0.012)
+    assert width(narrow, 78, 308) < width(plain, 78, 308) - 0.15, "the inner rim draws together"
+    assert width(pursed, 61, 291) < 0.8 * width(plain, 61, 291)
+    for face in (plain, narrow, pursed):
+        assert face[14, 1] - face[13, 1] == pytest.approx(0.05, abs=1e-6)
+    red = [v[13, 1] - v[0, 1] + v[17, 1] - v[14, 1] for v in (plain, narrow, pursed)]
+    assert red[1] > red[0] + 0.02, "fuller lips"
+    assert red[2] > red[0] + 0.02

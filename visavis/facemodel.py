@@ -36,6 +36,8 @@ EYEBALL_RADIUS = 0.135  # 12 mm of about 90 mm
 # Inner-lip rows from the person's right to left, upper and lower, corners left out.
 LIP_UPPER = np.array([191, 80, 81, 82, 13, 312, 311, 310, 415])
 LIP_LOWER = np.array([95, 88, 178, 87, 14, 317, 402, 318, 324])
+SEAM_UPPER = np.array([78, *LIP_UPPER, 308])
+SEAM_LOWER = np.array([78, *LIP_LOWER, 308])
 LIP_INNER = np.array([78, *LIP_UPPER, 308, *LIP_LOWER[::-1]])
 LIP_OUTER = np.array(
     [61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 375, 321, 405, 314, 17, 84, 181, 91, 146]
@@ -78,6 +80,7 @@ OPEN_CHANNELS = ("jaw_open", "jaw_rotation", "upper_lip_raise", "lower_lip_drop"
 
 LIP_CONTACT = 0.008  # gap that the tracker reads on closed lips, eye distances
 UPPER_SHARE = 0.25  # of a change of the lip gap, what the upper lip does
+ROUND_FROM, ROUND_SPAN = 0.01, 0.07  # mouth narrower by the first: lips begin to round; both: fully
 LID_MEET = 0.88  # lids meet this far down the open eye
 LID_SKIN = (0.72, 0.25)  # how much the two skin rows above the lid follow it
 
@@ -170,6 +173,7 @@ class FaceModel:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_spread", _lip_spread(self.template))
+        object.__setattr__(self, "_purse", _lip_purse(self.template))
 
     def neutral_of(self, vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A closed-mouth neutral from one view of a face.
@@ -202,16 +206,40 @@ class FaceModel:
             motion: ``(D,)`` channels of ``types.CHANNELS``.
 
         Returns:
-            ``(478, 3)`` face frame: lips exactly ``jaw_open`` apart at their middle and never
-            crossed, lids closed by the blink channels, irises turned by the gaze channels.
+            ``(478, 3)`` face frame: lips pursed by ``lip_rounding`` or by a narrow mouth, exactly
+            ``jaw_open`` apart at their middle and never crossed, lids closed by the blink channels,
+            irises turned by the gaze channels.
         """
         motion = np.clip(motion, RANGE_LOW, RANGE_HIGH)
         out = neutral + self.offsets(motion)
+        narrow = max(float(motion[CHANNEL["lip_rounding"]]), 0.0)
+        implied = (-float(motion[CHANNEL["mouth_width"]]) - ROUND_FROM) / ROUND_SPAN
+        self._round_lips(out, narrow, max(narrow, min(max(implied, 0.0), 1.0)))
         out = self._set_lips(out, float(motion[CHANNEL["jaw_open"]]))
         _turn_eyes(out, motion[CHANNEL["gaze_x"]], motion[CHANNEL["gaze_y"]])
         for side in EYES:
             _close_lids(out, EYES[side], float(motion[CHANNEL[f"eye_blink_{side}"]]))
         return out
+
+    def _round_lips(self, vertices: np.ndarray, narrow: float, purse: float) -> None:
+        """Draw the mouth together by ``narrow`` and make its lips round and full by ``purse``.
+
+        The tracker sees little of a protruding lip from the front (on film its ``lip_rounding`` even
+        falls in "two" and "blue"); what it does see is that the mouth gets narrower. So a narrow
+        mouth is given round lips, its corners staying where ``mouth_width`` puts them.
+        """
+        if purse <= 0:
+            return
+        around, inner, fuller = self._purse
+        from_middle = vertices[:, 0] - (vertices[61, 0] + vertices[291, 0]) / 2
+        line = (vertices[SEAM_UPPER] + vertices[SEAM_LOWER])[:, :2] / 2
+        bend = np.interp(vertices[:, 0], np.maximum.accumulate(line[:, 0]), line[:, 1])
+        # the corners of a smile come level as they come together
+        vertices[:, 1] -= min(narrow + 0.35 * purse, 1.0) * around * (bend - line[5, 1])
+        draw = 0.30 * narrow * around + 0.28 * purse * inner
+        vertices[:, 0] -= draw * from_middle
+        vertices[:, 1] += 0.024 * purse * fuller
+        vertices[:, 2] -= 0.08 * purse * around
 
     def _set_lips(self, vertices: np.ndarray, gap: float) -> np.ndarray:
         """Move the lips so that the middle gap is ``gap`` and no pair crosses."""
@@ -387,6 +415,25 @@ def _lip_spread(template: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for matrix in spread:
         matrix[fixed] = 0
     return spread[0], spread[1]
+
+
+def _lip_purse(template: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where pursing acts, each ``(478,)``: around the mouth, at the inner rim, and the signed
+    fullness (-1 above the upper lip's red, +1 below the lower's)."""
+    x, y = template[:, 0], template[:, 1]
+    half = (template[291, 0] - template[61, 0]) / 2
+    line = np.interp(x, template[SEAM_UPPER, 0], template[SEAM_UPPER, 1])
+    around = np.exp(-((np.abs(x) / (1.5 * half)) ** 4) - (np.abs(y - line) / 0.26) ** 4)
+    gap = template[:, None, :2] - template[None, LIP_INNER, :2]
+    inner = np.exp(-((np.hypot(gap[..., 0], gap[..., 1]).min(1) / 0.03) ** 2))
+    inner[LIP_OUTER] = 0
+    away = (y - line) / np.where(y < line, 0.07, 0.12)  # 1 at the outer lip line
+    bell = np.clip(1 - (x / half) ** 2, 0, 1)
+    fuller = bell * away * np.exp(0.5 - 0.5 * away**2)
+    still = [2, 94, 97, 326, *(i for eye in EYES.values() for i in eye["iris"])]
+    for weights in (around, inner, fuller):
+        weights[still] = 0
+    return around, inner, fuller
 
 
 @lru_cache(maxsize=4)

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from visavis.avatar import Avatar
-from visavis.facemodel import LIP_INNER, LIP_LOWER, LIP_UPPER, Pose, fit_affine, lip_gap
+from visavis.facemodel import LIP_INNER, SEAM_LOWER, SEAM_UPPER, Pose, fit_affine, lip_gap
 from visavis.raster import opening_cover
 from visavis.types import CHANNEL
 
@@ -29,8 +29,6 @@ LOWER_EDGE = np.array([0.0, 0.052, 0.12])
 TOOTH_LIGHT = 150.0  # cheek brightness at which the atlas is shown as it is
 LOWER_DIM = 0.66  # lower teeth and tongue lie in the shade of the upper ones
 SEAM_GAP = 0.02  # below this gap the line where the lips meet is drawn
-SEAM_UPPER = np.array([78, *LIP_UPPER, 308])
-SEAM_LOWER = np.array([78, *LIP_LOWER, 308])
 OWN_TEETH_GAP = 0.04  # a photo's mouth open this far shows teeth worth keeping
 SKIN = np.array([50, 280, 205, 425, 101, 330])
 
