@@ -137,7 +137,7 @@ class Session:
         pipeline: weights of the avatar; may be shared by sessions of the same thread.
         config: see `SessionConfig`.
         clock: the time it lives in.
-        fallbacks: cheaper renderers of the same avatar and size, best first.
+        fallbacks: cheaper renderers of the same avatar, best first; a smaller one makes smaller frames.
         seed: of idle and listening motion; the pipeline's by default.
         timer: context manager factory around each stage, as in ``Pipeline.step``.
 
@@ -383,6 +383,7 @@ class Session:
             "skipped": self._voice.skipped,
             "seconds": self._hops * MOTION_HOP / SAMPLE_RATE,
             "tier": self._renderers[self._tiers.level].tier,
+            "size": self._renderers[self._tiers.level].size,
             "tier_changes": self._tiers.changes,
             "queued_s": self._voice.samples / SAMPLE_RATE,
             "latency_ms": 1000 * self.latency_samples / SAMPLE_RATE,

@@ -128,6 +128,7 @@ def _log(as_json: bool) -> None:
 
 def make_models(config: ServeConfig, library: Library) -> Any:
     """`engine.Models` of the real pipeline."""
+    from visavis.avatar import SIZES
     from visavis.pipeline import Pipeline, PipelineConfig
     from visavis.render import Renderer
 
@@ -142,9 +143,10 @@ def make_models(config: ServeConfig, library: Library) -> Any:
     def models(name: str) -> tuple[Pipeline, tuple[Renderer, ...]]:
         avatar = library.get(name).avatar
         pipeline = Pipeline(avatar, chosen)
-        if config.tier == "mesh":
-            return pipeline, ()
-        return pipeline, (Renderer(avatar, "mesh", config.size),)
+        cheaper = [] if config.tier == "mesh" else [Renderer(avatar, "mesh", config.size)]
+        if config.size // 2 >= SIZES[0]:  # a quarter of the pixels to draw and to encode
+            cheaper.append(Renderer(avatar, "mesh", config.size // 4 * 2))
+        return pipeline, tuple(cheaper)
 
     return models
 

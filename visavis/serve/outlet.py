@@ -90,12 +90,12 @@ class Outlet:
             return
         kind = "video" if isinstance(item, VideoFrame) else "audio"
         held, limit = self._queues[kind], FRAMES_HELD if kind == "video" else BLOCKS_HELD
+        if len(held) == limit:
+            self._drop_oldest(kind)
         if kind == "video" and self._useless(item, ready):
             return
         if kind == "audio" and item.epoch < self.epoch:  # on its way when the interruption came
             ready = self.silence(ready)
-        if len(held) == limit:
-            self._drop_oldest(kind)
         held.append(Held(item, ready, when + self.margin_ns))
         self.metrics.queue_depth.labels(kind).set(len(held))
         self._news[kind].set()

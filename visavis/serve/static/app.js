@@ -145,7 +145,8 @@ class Call {
   async webrtc() {
     const pc = (this.pc = new RTCPeerConnection({ iceServers: this.session.ice_servers }));
     this.audio = pc.addTransceiver("audio", { direction: "sendrecv" });
-    pc.addTransceiver("video", { direction: "recvonly" });
+    const video = pc.addTransceiver("video", { direction: "recvonly" });
+    this.receivers = [video.receiver, this.audio.receiver];
     const stream = new MediaStream();
     pc.ontrack = (event) => {
       stream.addTrack(event.track);
@@ -206,7 +207,8 @@ class Call {
     this.send({ type: "clear" });
     $("video").muted = true;
     clearTimeout(this.hush);
-    this.hush = setTimeout(() => { $("video").muted = Boolean(this.muted); }, 60 + (this.buffered ?? 150));
+    const wait = Math.max(260, 100 + 1.5 * (this.buffered ?? 150)); // new speech takes as long to come
+    this.hush = setTimeout(() => { $("video").muted = Boolean(this.muted); }, wait);
   }
 
   async microphone(on, mode) {
@@ -242,7 +244,7 @@ class Call {
     $("latency").replaceChildren(...unit(`${Math.round(latency)} `, "ms"));
     $("offset").replaceChildren(...unit(`${offset > 0 ? "+" : ""}${Math.round(offset)} `, "ms"));
     const s = this.stats;
-    $("detail").textContent = `${this.pc ? "WebRTC" : "WebSocket"}, quality ${s.tier}, ${s.dropped} of ${s.rendered + s.dropped} frames dropped, ${s.speaking ? "speaking" : "idle"}`;
+    $("detail").textContent = `${this.pc ? "WebRTC" : "WebSocket"}, quality ${s.tier} ${s.size}, ${s.dropped} of ${s.rendered + s.dropped} frames dropped, ${s.speaking ? "speaking" : "idle"}`;
   }
 
   async rtcFigures() {
@@ -266,7 +268,21 @@ class Call {
     const fps = ((this.last.frames - last.frames) * 1000) / (this.last.at - last.at);
     const held = (1000 * (this.last.held - last.held)) / Math.max(1, this.last.out - last.out);
     const [a, v] = [audio?.estimatedPlayoutTimestamp, video.estimatedPlayoutTimestamp];
-    return { fps, network_ms: 500 * trip + held, offset_ms: a && v ? a - v : undefined };
+    if (!a || !v) return { fps, network_ms: 500 * trip + held };
+    this.align(a - v, held);
+    return { fps, network_ms: 500 * trip + held, offset_ms: a - v };
+  }
+
+  // Browsers leave sound and picture up to 30 ms apart. The one that is ahead is held back by the rest.
+  align(offset, pictures) {
+    this.apart = (this.apart ?? offset) + 0.4 * (offset - (this.apart ?? offset));
+    if (Math.abs(this.apart) < 6 || Math.abs(this.apart) > 300) return;
+    const [picture, sound] = this.receivers;
+    const behind = -this.apart; // of the sound
+    if (behind > 0 && sound.jitterBufferTarget > 0) sound.jitterBufferTarget = Math.max(0, sound.jitterBufferTarget - behind / 3);
+    else if (behind > 0) picture.jitterBufferTarget = Math.min(400, Math.max(picture.jitterBufferTarget, pictures) + behind / 3);
+    else if (picture.jitterBufferTarget > 0) picture.jitterBufferTarget = Math.max(0, picture.jitterBufferTarget + behind / 3);
+    else sound.jitterBufferTarget = Math.min(400, Math.max(sound.jitterBufferTarget, this.buffered ?? 0) - behind / 3);
   }
 
   close(why) {
