@@ -33,6 +33,7 @@ from visavis.session import AudioBlock, VideoFrame
 log = logging.getLogger("visavis.serve")
 MAX_SDP = 64 << 10
 MIC_MODES = ("speak", "listen", "off")
+CLOSE_S = 5.0
 
 
 class _PlannedTime:
@@ -172,6 +173,7 @@ class Peer:
         self.outlet = RtcOutlet(worker.clock, config.margin_ms, worker.metrics)
         self.mic = "off"  # until the client says what its microphone is for
         self._tasks: set[asyncio.Task] = set()
+        self._closing: asyncio.Task | None = None
         self.pc.on("track", self._on_track)
         self.pc.on("connectionstatechange", self._on_state)
 
@@ -191,6 +193,8 @@ class Peer:
             await self.pc.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
             if video.mid is None:
                 raise ValueError("no video asked for")
+            if any(t.receiver.transport is None for t in self.pc.getTransceivers()):
+                raise ValueError("a bundle of what is not there")
             await self.pc.setLocalDescription(await self.pc.createAnswer())
         except Exception as error:
             await self.close()
@@ -249,7 +253,22 @@ class Peer:
         self.live.detach(self.outlet)
         for task in list(self._tasks):
             task.cancel()
-        await self.pc.close()
+        self._closing = self._closing or asyncio.ensure_future(hang_up(self.pc))
+        await asyncio.wait({self._closing}, timeout=CLOSE_S)
+
+
+async def hang_up(pc: RTCPeerConnection) -> None:
+    """Close a peer connection, whatever its client made of it.
+
+    An offer may bundle what it does not have; then aiortc holds tracks without a transport. Its
+    ``close`` breaks off at the first, leaves the others open, and a second ``close`` waits for ever.
+    """
+    tracks = vars(pc).get("_RTCPeerConnection__transceivers", [])
+    tracks[:] = [t for t in tracks if t.receiver.transport is not None]
+    try:
+        await pc.close()
+    except Exception as error:  # noqa: BLE001 - there is nothing left to be done with it
+        log.warning("peer connection did not close", extra={"error": repr(error)})
 
 
 def _vp8() -> list[Any]:
