@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from visavis.errors import AvatarError, OutputError
 from visavis.facemesh import FaceMesh
 from visavis.facemodel import N_VERTICES, Pose, fit_pose, load_face_model
+from visavis.likeness import Likeness, likeness_from
 from visavis.matte import background_plate, person_matte
 from visavis.photo import check_face, read_photo
 from visavis.types import N_CHANNELS
@@ -34,6 +35,8 @@ CROP_FACE_HEIGHTS = 2.7  # side of the crop, in heights of the face mesh
 CROP_CENTRE = 0.12  # how far the crop's middle lies below the face's, in face heights
 MAX_MEMBER_BYTES = 32 << 20
 MEMBERS = ("avatar.json", "image.png", "plate.png", "matte.png", "geometry.safetensors")
+# what a film adds; readers that know nothing of these pass them over
+FILM_MEMBERS = ("likeness.safetensors", "mouth.safetensors", "style.json")
 GEOMETRY = {
     "points": (N_VERTICES, 3),
     "neutral": (N_VERTICES, 3),
@@ -73,6 +76,9 @@ class Avatar:
         motion: ``(D,)`` float32 at which the neutral reproduces the photo.
         rest: the photo's pose, which head motion starts from.
         meta: provenance.
+        likeness: of a film, what the moved photo lacks at each motion.
+        mouth_weights: of a film, the mouth net's weights fine-tuned on this person, by name.
+        style: of a film, how the person behaves (`visavis.style`).
     """
 
     image: np.ndarray
@@ -83,6 +89,9 @@ class Avatar:
     motion: np.ndarray
     rest: Pose
     meta: AvatarMeta = field(default_factory=AvatarMeta)
+    likeness: Likeness | None = None
+    mouth_weights: dict[str, np.ndarray] | None = None
+    style: dict[str, Any] | None = None
 
     @property
     def size(self) -> int:
@@ -272,6 +281,13 @@ def _pack(avatar: Avatar) -> bytes:
         "matte.png": _png(avatar.matte),
         "geometry.safetensors": save(arrays),
     }
+    if avatar.likeness is not None:
+        members["likeness.safetensors"] = save(avatar.likeness.arrays())
+    if avatar.mouth_weights is not None:
+        halves = {k: np.asarray(v, np.float16) for k, v in avatar.mouth_weights.items()}
+        members["mouth.safetensors"] = save(halves)
+    if avatar.style is not None:
+        members["style.json"] = json.dumps(avatar.style, indent=1).encode()
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for member, data in members.items():
@@ -294,7 +310,7 @@ def _read_members(archive: zipfile.ZipFile, path: Path) -> dict[str, bytes]:
     if missing:
         raise AvatarError(f"{path} lacks {', '.join(missing)}; it is damaged or not an avatar")
     members = {}
-    for name in MEMBERS:
+    for name in (*MEMBERS, *(m for m in FILM_MEMBERS if m in infos)):
         if infos[name].file_size > MAX_MEMBER_BYTES:
             raise AvatarError(f"{path}: {name} unpacks to {infos[name].file_size} bytes, too large")
         with archive.open(infos[name]) as handle:
@@ -331,7 +347,30 @@ def _unpack(members: dict[str, bytes], path: Path) -> Avatar:
         arrays["motion"].astype(np.float32),
         rest,
         meta,
+        *_read_film(members, path),
     )
+
+
+def _read_film(members: dict[str, bytes], path: Path) -> tuple:
+    """Likeness, mouth weights and style, each None where the file has none."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    likeness = weights = style = None
+    try:
+        if "likeness.safetensors" in members:
+            likeness = likeness_from(load(members["likeness.safetensors"]))
+        if "mouth.safetensors" in members:
+            weights = load(members["mouth.safetensors"])
+            if not all(np.isfinite(w).all() and w.dtype == np.float16 for w in weights.values()):
+                raise ValueError("mouth weights are not finite float16")
+        if "style.json" in members:
+            style = json.loads(members["style.json"])
+            if not isinstance(style, dict):
+                raise ValueError("style.json is not an object")
+    except (SafetensorError, KeyError, ValueError, RecursionError) as err:
+        raise AvatarError(f"{path}: what its film taught is damaged: {err}") from err
+    return likeness, weights, style
 
 
 def _read_meta(data: bytes, path: Path) -> AvatarMeta:

@@ -23,13 +23,21 @@ class Graph:
         source: path of an ``.onnx``, ``.tflite`` or ``.xml`` file, or the bytes of the first two.
         threads: CPU threads used for one call.
         precision: ``f32`` (exact), ``bf16`` or ``f16``; a hint where the CPU lacks the type.
+        constants: weights that take the place of the graph's own, by name.
 
     Raises:
-        ModelError: the file is missing or is not a graph.
+        ModelError: the file is missing or is not a graph, or a weight does not fit it.
         ConfigError: the precision is unknown.
     """
 
-    def __init__(self, source: str | Path | bytes, *, threads: int = 1, precision: str = "f32"):
+    def __init__(
+        self,
+        source: str | Path | bytes,
+        *,
+        threads: int = 1,
+        precision: str = "f32",
+        constants: dict[str, np.ndarray] | None = None,
+    ):
         import openvino as ov
 
         if precision not in PRECISIONS:
@@ -46,6 +54,8 @@ class Graph:
                 model = core.read_model(str(source))
         except RuntimeError as err:
             raise ModelError(f"{_name(source)} is not a readable graph: {_first(err)}") from err
+        # the graph points into these arrays
+        self._kept = _replace_constants(model, constants) if constants else []
         self._config = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
             "INFERENCE_NUM_THREADS": threads,
@@ -90,6 +100,27 @@ def _of_batch_one(model: Any) -> Any | None:
     copy = model.clone()
     copy.reshape(shapes)
     return None if copy.is_dynamic() else copy
+
+
+def _replace_constants(model: Any, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """Give a graph other weights; those kept as halves are named ``NAME.half`` in it.
+
+    Returns:
+        The arrays that the graph now points into: OpenVINO does not copy them.
+    """
+    from openvino import opset13
+
+    found = {
+        op.get_friendly_name(): op for op in model.get_ops() if op.get_type_name() == "Constant"
+    }
+    kept = []
+    for name, value in weights.items():
+        op = found.get(f"{name}.half", found.get(name))
+        if op is None or tuple(op.output(0).shape) != value.shape:
+            raise ModelError(f"weight {name} {value.shape} does not fit the graph; train it again")
+        kept.append(np.ascontiguousarray(value, op.output(0).element_type.to_dtype()))
+        op.output(0).replace(opset13.constant(kept[-1]).output(0))
+    return kept
 
 
 def _read_bytes(core: Any, source: bytes) -> Any:

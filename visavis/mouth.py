@@ -244,7 +244,7 @@ def mouth_masks(points: np.ndarray, size: int = SIZE) -> dict[str, np.ndarray]:
         "inner": inner,
         "removed": removed,
         "limit": np.maximum(np.minimum(4.0 * far, 1.0), removed),
-        "depth": np.minimum(np.maximum(2.0 * far - 1.0, 0.0), 1.0),
+        "depth": np.minimum(np.maximum(2.0 * near - 1.0, 0.0), 1.0),
         "lips": between(points[list(OUTER_UPPER)], points[list(OUTER_LOWER)], size),
     }
 
@@ -370,6 +370,7 @@ class MouthNet:
         smoothing: share of the previous picture kept while the lips stand still, 0..1.
         keep_dark: share of the painting withheld where the mouth is deep and was laid dark, 0..1:
             trained mostly on smiles, the net lets teeth show through the dark of an open mouth.
+        weights: of one person, by name, instead of the shipped ones.
 
     Raises:
         ModelError: the folder holds no mouth net that fits this version.
@@ -382,6 +383,7 @@ class MouthNet:
         threads: int = 1,
         smoothing: float = 0.35,
         keep_dark: float = 0.7,
+        weights: dict[str, np.ndarray] | None = None,
     ):
         folder = Path(model_dir)
         try:
@@ -395,7 +397,9 @@ class MouthNet:
             )
         self.card = card
         self.smoothing, self.keep_dark = smoothing, keep_dark
-        self._graph = Graph(folder / card["graph"], threads=threads, precision=precision)
+        self._graph = Graph(
+            folder / card["graph"], threads=threads, precision=precision, constants=weights
+        )
 
     def init_state(self, batch: int = 1) -> State:
         """Memory of no previous picture."""

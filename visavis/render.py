@@ -16,6 +16,7 @@ from visavis.errors import ConfigError
 from visavis.eyes import EyePainter
 from visavis.facemodel import Pose
 from visavis.headmesh import HeadMesh
+from visavis.likeness import LikenessPainter
 from visavis.mouth import (
     MouthNet,
     apply_transform,
@@ -68,7 +69,10 @@ class Renderer:
         self._still = _still(avatar, self.mesh, self._atlas, self._base)
         self._eyes = EyePainter(avatar)
         self._teeth = TeethPainter(avatar)
-        self._net = MouthNet(mouth_dir, threads=threads) if tier == "patch" else None
+        self._net = _mouth_net(avatar, mouth_dir, threads) if tier == "patch" else None
+        self._likeness = None
+        if avatar.likeness is not None:
+            self._likeness = LikenessPainter(avatar.likeness, self.mesh.source, self.size)
 
     def init_state(self, batch: int = 1) -> State:
         """Memory of no previous frame."""
@@ -111,21 +115,24 @@ class Renderer:
 
     def _warp(
         self, motion: np.ndarray, atlas: np.ndarray, base: np.ndarray, out: np.ndarray
-    ) -> tuple[np.ndarray, Pose]:
-        """Draw the moved person into ``out``; the posed face and its pose."""
+    ) -> tuple[np.ndarray, np.ndarray, Pose]:
+        """Draw the moved person into ``out``; the mesh's vertices, the posed face and its pose."""
         target, face, pose = self.mesh.vertices(motion)
         mesh = self.mesh
         draw(
             target, self._source, mesh.triangles, mesh.beside, mesh.order(face),
             atlas, base, mesh.spans, out,
         )  # fmt: skip
-        return face, pose
+        return target, face, pose
 
     def _draw(self, state: State, motion: np.ndarray, out: np.ndarray) -> State:
         np.copyto(out, self._still)
-        face, pose = self._warp(motion, self._atlas, self._base, out)
+        target, face, pose = self._warp(motion, self._atlas, self._base, out)
         self._eyes.paint(out, face, motion)
         own_teeth = self._teeth.paint(out, face, pose, motion)
+        if self._likeness is not None:
+            mesh, crop = self.mesh, crop_transform(face)
+            self._likeness.paint(out, motion, target, mesh.triangles, mesh.order(face), crop)
         if self._net is None:
             return state
         transform = crop_transform(face)
@@ -137,6 +144,14 @@ class Renderer:
         if own_teeth is not None:
             own_teeth.put_back()
         return {f"render/{k}": v for k, v in memory.items()}
+
+
+def _mouth_net(avatar: Avatar, folder: str | Path, threads: int) -> MouthNet | None:
+    """The person's own net, else the general one; none where a likeness has learned the mouth."""
+    own = avatar.mouth_weights
+    if own is None:
+        return MouthNet(folder, threads=threads) if avatar.likeness is None else None
+    return MouthNet(folder, threads=threads, keep_dark=0.0, weights=own)
 
 
 def _put(state: State, one: State, row: int) -> State:
