@@ -34,6 +34,7 @@ class PhoneMotion(nn.Module):
         self.head = nn.Linear(2 * hidden, n_outputs)
         self.register_buffer("mean", torch.zeros(n_outputs))
         self.register_buffer("scale", torch.ones(n_outputs))
+        self.register_buffer("gain", torch.ones(n_outputs))  # what a fitted mean moves too little
 
     def forward(self, phones: Tensor, loudness: Tensor, talker: Tensor) -> Tensor:
         """``talker`` ``(B,)`` int64, 0 for the average of all."""
