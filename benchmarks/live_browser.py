@@ -40,6 +40,7 @@ OPENS = 0.3  # of the way from rest to the widest: the mouth counts as open
 SHOWS = 1.5  # how much red (Cr) an opening must take away to be judged
 SETTLE_S = 8  # the browser's buffers find their length; not counted
 FRAME_MS = 1000 / 30
+BLOCK_MS = 10
 HZ = os.sysconf("SC_CLK_TCK")
 
 HOOKS = """
@@ -141,7 +142,9 @@ class Watch:
 
     def __init__(self, page: Page, pid: int):
         self._page, self._pid = page, pid
-        self.kept: dict[str, list] = {k: [] for k in ("frames", "shown", "edges", "stats", "unmutes")}
+        self.kept: dict[str, list] = {
+            k: [] for k in ("frames", "shown", "edges", "stats", "unmutes")
+        }
         self.rss: list[int] = []
 
     def take(self) -> None:
@@ -159,16 +162,20 @@ class Watch:
             seconds -= 10
 
     def edges(self, name: str, on: int = 1) -> np.ndarray:
-        """``(N,)`` wall-clock ms at which a sound began or ended."""
-        every = np.array([row[1:] for row in self.kept["edges"]], float).reshape(-1, 4)
-        if len(every) < 9:
+        """``(N,)`` wall-clock ms at which a sound began or ended.
+
+        A block's stamp plus what lies between stamps and arrivals of its track, the middle of 25: a
+        microphone's block arrives when it is complete, a loudspeaker's when it begins.
+        """
+        clock = "mic" if name == "mic" else "out"
+        rows = self.kept["edges"]
+        ticks = np.array([row[3:5] for row in rows if row[0] == clock and row[1] == 2], float)
+        found = np.array([row[2] for row in rows if row[0] == name and row[1] == on], float)
+        if len(ticks) < 25 or not len(found):
             return np.zeros(0)
-        # audio clock to wall clock; where sound was late the audio clock has lost time
-        shift = np.pad(every[:, 3] - 1000 * every[:, 2], 4, mode="reflect")
-        shift = np.median(np.lib.stride_tricks.sliding_window_view(shift, 9), axis=1)
-        names = np.array([row[0] for row in self.kept["edges"]])
-        mine = (names == name) & (every[:, 0] == on)
-        return 1000 * every[mine, 1] + shift[mine]
+        lag = np.pad(ticks[:, 1] - ticks[:, 0], 12, mode="reflect")
+        lag = np.median(np.lib.stride_tricks.sliding_window_view(lag, 25), axis=1)
+        return found + np.interp(found, ticks[:, 0], lag) - (BLOCK_MS if name == "mic" else 0)
 
     def frames(self) -> dict[str, np.ndarray]:
         """Shown (wall ms), index (from RTP), corner, red; one row per frame.
@@ -276,7 +283,6 @@ def browser_facts(stats: list) -> dict:
     decode = b["video"]["totalDecodeTime"] - a["video"]["totalDecodeTime"]
     facts["decode_ms"] = round(1000 * decode / decoded, 2)
     facts["freezes"] = b["video"].get("freezeCount", 0)
-    facts["output_latency_ms"] = round(1000 * (b["output"] or 0), 1)
     if "playout" in b and b["playout"].get("totalSamplesCount"):
         samples = b["playout"]["totalSamplesCount"]
         facts["playout_delay_ms"] = round(1000 * b["playout"]["totalPlayoutDelay"] / samples, 1)

@@ -38,50 +38,65 @@
   };
   video.requestVideoFrameCallback(onFrame);
 
-  // --- sound: edges of three signals on one audio clock
-  const code = `
-    class Edge extends AudioWorkletProcessor {
-      constructor(options) { super(); Object.assign(this, options.processorOptions); this.on = false; this.quiet = 0; }
-      process(inputs) {
-        const pcm = inputs[0][0];
-        if (!pcm) return true;
-        for (let i = 0; i < pcm.length; i++) {
-          const level = Math.abs(pcm[i]);
-          if (!this.on && level > this.up) {
-            this.on = true;
-            this.port.postMessage([1, currentTime + i / sampleRate, currentTime, Date.now()]);
-          }
-          this.quiet = level < this.down ? this.quiet + 1 : 0;
-          if (this.on && this.quiet > this.hold) {
-            this.on = false;
-            this.port.postMessage([0, currentTime + (i - this.hold) / sampleRate, currentTime, Date.now()]);
+  // --- sound: edges in what the tracks deliver, told apart by filters. An AudioContext would lose time
+  // where the machine is busy; a track's own blocks are stamped.
+  const listener = `
+    const biquad = (b0, b1, b2, a1, a2) => {
+      let x1 = 0, x2 = 0, y1 = 0, y2 = 0;
+      return (x) => {
+        const y = b0 * x + b1 * x1 + b2 * x2 - a1 * y1 - a2 * y2;
+        x2 = x1; x1 = x; y2 = y1; y1 = y;
+        return y;
+      };
+    };
+    const band = (kind, hz, rate) => {
+      const w = (2 * Math.PI * hz) / rate, cos = Math.cos(w), alpha = Math.sin(w) / Math.SQRT2, a0 = 1 + alpha;
+      const side = kind === "low" ? 1 - cos : 1 + cos, middle = kind === "low" ? 1 - cos : -1 - cos;
+      const make = () => biquad(side / 2 / a0, middle / a0, side / 2 / a0, (-2 * cos) / a0, (1 - alpha) / a0);
+      const [one, two] = [make(), make()];
+      return (x) => two(one(x));
+    };
+    onmessage = async ({ data: { blocks, wanted } }) => {
+      const reader = blocks.getReader();
+      const states = wanted.map((w) => ({ ...w, on: false, quiet: 0, pass: null }));
+      for (;;) {
+        const { done, value: block } = await reader.read();
+        if (done) return;
+        const now = performance.timeOrigin + performance.now(), rate = block.sampleRate, start = block.timestamp / 1000;
+        const pcm = new Float32Array(block.numberOfFrames);
+        block.copyTo(pcm, { planeIndex: 0, format: "f32-planar" });
+        block.close();
+        for (const s of states) {
+          s.pass ??= band(s.kind, s.hz, rate);
+          for (let i = 0; i < pcm.length; i++) {
+            const level = Math.abs(s.pass(pcm[i])), at = start + (1000 * i) / rate;
+            s.quiet = level < s.down ? s.quiet + 1 : 0;
+            if (!s.on && level > s.up) { s.on = true; postMessage([s.name, 1, at, start, now]); }
+            if (s.on && s.quiet > s.hold) { s.on = false; postMessage([s.name, 0, at - (1000 * s.hold) / rate, start, now]); }
           }
         }
-        return true;
+        postMessage(["clock", 2, 0, start, now]);
       }
-    }
-    registerProcessor("edge", Edge);`;
-  const context = (window.ears = new AudioContext({ latencyHint: "interactive" }));
-  const watch = (name, stream, filter, options) => {
-    const node = new AudioWorkletNode(context, "edge", { processorOptions: options });
-    const band = new BiquadFilterNode(context, filter);
-    const again = new BiquadFilterNode(context, filter);
-    context.createMediaStreamSource(stream).connect(band).connect(again).connect(node);
-    node.port.onmessage = ({ data }) => box.edges.push([name, ...data]);
-    node.connect(new GainNode(context, { gain: 0 })).connect(context.destination);
+    };`;
+  const ears = URL.createObjectURL(new Blob([listener], { type: "text/javascript" }));
+  const listen = (track, wanted, name) => {
+    const worker = new Worker(ears);
+    let count = 0;
+    worker.onmessage = ({ data }) => {
+      if (data[0] !== "clock") box.edges.push(data);
+      else if (count++ % 20 === 0) box.edges.push([name, ...data.slice(1)]);
+    };
+    const { readable } = new MediaStreamTrackProcessor({ track, maxBufferSize: 100 });
+    worker.postMessage({ blocks: readable, wanted }, [readable]);
   };
-  const low = { type: "lowpass", frequency: 3000 }, high = { type: "highpass", frequency: 6500 };
-  const voice = { up: 0.05, down: 0.02, hold: 9600 };
-  context.audioWorklet.addModule(URL.createObjectURL(new Blob([code], { type: "text/javascript" }))).then(() => {
-    const out = video.srcObject;
-    if (window.mic) watch("mic", window.mic, low, voice);
-    watch("voice", out, low, voice);
-    watch("beep", out, high, { up: 0.04, down: 0.01, hold: 4800 });
-  });
+  const voice = { kind: "low", hz: 3000, up: 0.05, down: 0.02, hold: 9600 };
+  if (window.mic) listen(window.mic.getAudioTracks()[0].clone(), [{ ...voice, name: "mic" }], "mic");
+  const beep = { kind: "high", hz: 6500, up: 0.04, down: 0.01, hold: 2400, name: "beep" };
+  listen(video.srcObject.getAudioTracks()[0], [{ ...voice, name: "voice" }, beep], "out");
 
   // --- the browser's own account
   setInterval(async () => {
-    const row = { at: Date.now(), output: context.outputLatency, base: context.baseLatency };
+    const row = { at: Date.now() };
     for (const r of (await window.pc.getStats()).values()) {
       if (r.type === "inbound-rtp") row[r.kind] = r;
       if (r.type === "media-playout") row.playout = r;
