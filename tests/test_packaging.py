@@ -65,7 +65,7 @@ def test_versions_and_pins_agree():
     constraints = (ROOT / "ci" / "constraints.txt").read_text(encoding="utf-8").split()
     assert "torch==2.13.0" in constraints
     assert "torch==2.13.0" in extras["train"]
-    assert extras["scale"] == ["ray[serve]==2.56.1"]  # later ones bring a GPL helper
+    assert extras["scale"] == ["ray[data,serve]==2.56.1"]  # later ones bring a GPL helper
 
 
 def test_nothing_forbidden_is_asked_for():

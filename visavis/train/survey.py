@@ -88,17 +88,25 @@ def survey(source: Source) -> dict[str, Any]:
         The facts: figures, or ``error`` with the reason; ``name`` and ``fresh`` besides.
     """
     kept = Path(source.kept)
-    stamp = _stamp(source)
-    facts = _facts_of(kept.with_suffix(".json"))
-    if facts.get("stamp") == stamp and kept.with_suffix(".npz").exists():
-        return facts | {"fresh": False}
+    facts = kept_facts(source)
+    if facts:
+        return facts
     try:
         found = _look(source)
     except CLIP_ERRORS as error:
         found = Survey({"error": str(error) or type(error).__name__})
-    found.facts |= {"name": kept.name, "source": Path(source.path).name, "stamp": stamp}
+    found.facts |= {"name": kept.name, "source": Path(source.path).name, "stamp": _stamp(source)}
     write_survey(found, kept)
     return found.facts | {"fresh": True}
+
+
+def kept_facts(source: Source) -> dict[str, Any] | None:
+    """Facts of an earlier run over the very same file, or None."""
+    kept = Path(source.kept)
+    facts = _facts_of(kept.with_suffix(".json"))
+    if facts.get("stamp") == _stamp(source) and kept.with_suffix(".npz").exists():
+        return facts | {"fresh": False}
+    return None
 
 
 def write_survey(found: Survey, kept: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from visavis.errors import ConfigError
-from visavis.train.survey import Source, Survey, survey, write_survey
+from visavis.train.survey import Source, Survey, kept_facts, survey, write_survey
 
 Progress = Callable[[int, int], None]
 
@@ -23,10 +23,12 @@ def survey_all(
 
     A file that kills its process is tried once more alone, and refused if it does so again.
     """
-    found: dict[int, dict] = {}
+    found, todo = _split(sources)
+    if not todo:
+        return [found[i] for i in range(len(sources))]
     broken: list[int] = []
-    with _pool(jobs) as pool:
-        tasks = {pool.submit(survey, source): i for i, source in enumerate(sources)}
+    with _pool(min(jobs, len(todo))) as pool:
+        tasks = {pool.submit(survey, sources[i]): i for i in todo}
         for task in as_completed(tasks):
             if isinstance(task.exception(), BrokenProcessPool):
                 broken.append(tasks[task])
@@ -60,6 +62,9 @@ def survey_all_with_ray(
     """
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("--ray needs Ray: pip install 'visavis[scale]'")
+    found, todo = _split(sources)
+    if not todo:
+        return [found[i] for i in range(len(sources))]
     import ray
 
     mine = not ray.is_initialized()
@@ -70,10 +75,9 @@ def survey_all_with_ray(
     try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        rows = [{"index": i, **vars(s)} for i, s in enumerate(sources)]
+        rows = [{"index": i, **vars(sources[i])} for i in todo]
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
         results = dataset.map(survey_row, num_cpus=1)
-        found: dict[int, dict] = {}
         for row in results.iter_rows():
             found[row["index"]] = row["facts"]
             if progress:
@@ -88,6 +92,12 @@ def survey_row(row: dict[str, Any]) -> dict[str, Any]:
     """One row of the Ray job: the fields of a ``Source`` and its index."""
     index = row.pop("index")
     return {"index": index, "facts": survey(Source(**row))}
+
+
+def _split(sources: list[Source]) -> tuple[dict[int, dict[str, Any]], list[int]]:
+    """Facts kept from an earlier run, and the indices of the files still to be looked at."""
+    kept = {i: kept_facts(source) for i, source in enumerate(sources)}
+    return {i: f for i, f in kept.items() if f}, [i for i, f in kept.items() if not f]
 
 
 def _pool(jobs: int) -> ProcessPoolExecutor:
