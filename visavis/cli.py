@@ -30,6 +30,7 @@ from visavis.serve import livekit_cli
 if TYPE_CHECKING:
     import numpy as np
 
+    from visavis.avatar import Avatar
     from visavis.facemesh import FaceMesh
     from visavis.pipeline import PipelineConfig, RenderReport
     from visavis.types import Motion
@@ -200,34 +201,81 @@ def demo(
 
 @app.command()
 def create(
-    source: Annotated[Path, typer.Argument(metavar="IMAGE|VIDEO", help="A photo of one face.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="IMAGE|VIDEO", help="A photo, or 20 s to 5 min of film.")
+    ],
     output: Output,
     size: Size = 512,
     name: Annotated[str | None, typer.Option(help="Shown in lists; else the file's.")] = None,
     licence: Annotated[str, typer.Option(help="Of the photo, kept in the file.")] = "",
     consent: Annotated[str, typer.Option(help="Who agreed, and how; kept in the file.")] = "",
+    minutes: Annotated[
+        float, typer.Option(help="Train a mouth net on the film (needs 'visavis\\[train]').", min=0)
+    ] = 0,
     as_json: Json = False,
 ) -> None:
-    """Make an avatar from a photo."""
+    """Make an avatar from a photo, or a personal one from a film."""
     from visavis.avatar import create_avatar
     from visavis.facemesh import FaceMesh
+    from visavis.personal import LEAST_SECONDS
+    from visavis.video import probe_video
 
     _check_output(output, source)
     if not source.is_file():  # told before the face graphs are looked for
         raise ImageError(f"{source} does not exist; expected a photo or a film: check the path")
-    mesh = FaceMesh.open()
     is_film = source.suffix.lower() in FILM_SUFFIXES
-    avatar = create_avatar(
-        _frame_with_face(source, mesh) if is_film else source,
-        size=size,
-        mesh=mesh,
-        name=name or source.stem,
-        source_licence=licence,
-        consent=consent,
-    )
-    avatar.save(output)
-    facts = {"output": str(output), "size": avatar.size, "bytes": output.stat().st_size}
+    if minutes and not is_film:
+        raise ConfigError("--minutes trains on a film; give a film, or leave --minutes out")
+    mesh = FaceMesh.open()
+    about = {"size": size, "name": name or source.stem, "source_licence": licence}
+    about |= {"consent": consent, "mesh": mesh}
+    long = is_film and (probe_video(source).duration or 0) >= LEAST_SECONDS
+    facts: dict = {}
+    if minutes or long:
+        avatar, facts = _create_from_film(source, output, minutes, about)
+    else:
+        avatar = create_avatar(_frame_with_face(source, mesh) if is_film else source, **about)
+        avatar.save(output)
+    facts |= {"output": str(output), "size": avatar.size, "bytes": output.stat().st_size}
     _say(as_json, facts, f"wrote {output}: {avatar.size} px, {facts['bytes'] / 1e6:.1f} MB")
+
+
+def _create_from_film(
+    source: Path, output: Path, minutes: float, about: dict
+) -> tuple[Avatar, dict]:
+    """A personal avatar, written to ``output``, and what there is to say about it."""
+    import time
+
+    from visavis.personal import create_from_film
+
+    with _stages() as progress:
+        if not minutes:
+            avatar, report = create_from_film(source, progress=progress, **about)
+            avatar.save(output)
+            return avatar, asdict(report)
+        cli_train.need_torch()
+        from visavis.train.personal import create_trained
+
+        return create_trained(source, output, minutes, time.monotonic, progress, **about)
+
+
+@contextmanager
+def _stages() -> Iterator[Callable[[str, int, int], None]]:
+    """Bars on stderr, one for each stage; call with the stage, steps done and in all (0: open)."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        tasks: dict[str, int] = {}
+
+        def advance(stage: str, done: int, total: int) -> None:
+            _stop_if_told()
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total or None)
+            bar.update(tasks[stage], completed=done)
+
+        yield advance
 
 
 @app.command()

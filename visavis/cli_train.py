@@ -20,7 +20,8 @@ RunFolder = Annotated[Path, typer.Option("-o", "--output", help="Folder of the r
 train_app = typer.Typer(help="Train the nets (needs pip install 'visavis\\[train]').")
 
 
-def _need_torch() -> None:
+def need_torch() -> None:
+    """Refuse, with what to install, where there is no torch."""
     if importlib.util.find_spec("torch") is None:
         raise ConfigError("this command needs torch: pip install 'visavis[train]'")
 
@@ -47,7 +48,7 @@ def prepare(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report.")] = False,
 ) -> None:
     """Turn a folder of films or sound files into training clips (needs 'visavis\\[train]')."""
-    _need_torch()
+    need_torch()
     from visavis.cli import _progress, _say
     from visavis.train import cli
 
@@ -99,7 +100,7 @@ def train_motion(
 
     For several processes start it with torchrun -m visavis train motion.
     """
-    _need_torch()
+    need_torch()
     from visavis.train import cli
 
     changes = {
@@ -120,7 +121,7 @@ def train_autoencoder(
     recipe: Recipe, clips: Clips, output: RunFolder, threads: Threads = 1
 ) -> None:
     """The motion autoencoder, from tracked films; writes a report and a picture of its code."""
-    _need_torch()
+    need_torch()
     from visavis.train import cli
 
     print(cli.train_autoencoder(recipe, clips, output, threads=threads, report=_report))
@@ -133,7 +134,7 @@ def train_renderer(
     steps: Annotated[int | None, typer.Option(help="Stop here, not at the recipe's end.")] = None,
 ) -> None:
     """The net that paints the mouth; goes on where the run was left."""
-    _need_torch()
+    need_torch()
     from visavis.train import renderer
 
     print(renderer.train_renderer(recipe, tier, steps=steps, progress=_report))
@@ -148,7 +149,7 @@ def export(
     ] = None,
 ) -> None:
     """Turn a motion or mouth run into a model folder the runtime reads (needs 'visavis\\[train]')."""
-    _need_torch()
+    need_torch()
     from visavis.train import cli
 
     try:

@@ -20,7 +20,7 @@ from visavis.errors import FaceError, VideoError
 from visavis.facemesh import FaceMesh
 from visavis.facemodel import fit_pose, load_face_model, measure
 from visavis.film import Canvas, canvas_of, driving_motion
-from visavis.learn import Sample, learn_likeness
+from visavis.learn import LEAST, Sample, learn_likeness
 from visavis.mouth import crop_transform
 from visavis.photo import check_face
 from visavis.render import Renderer
@@ -62,6 +62,31 @@ def _silent(stage: str, done: int, total: int) -> None:
     """Say nothing."""
 
 
+@dataclass(frozen=True)
+class Study:
+    """A film once it is tracked and its photo chosen.
+
+    Attributes:
+        source: starts the film anew.
+        avatar: made from the photo, with the bones of the whole film.
+        canvas: where the film lies in the avatar's square.
+        times: ``(T,)`` seconds of all frames.
+        seen: ``(T,)`` bool, frames with a face.
+        motion: ``(T, D)`` of all frames, in the avatar's terms.
+        rows: frames to learn from.
+        photo_at: seconds, where the photo was taken from.
+    """
+
+    source: Source
+    avatar: Avatar
+    canvas: Canvas
+    times: np.ndarray
+    seen: np.ndarray
+    motion: np.ndarray
+    rows: np.ndarray
+    photo_at: float
+
+
 def create_from_film(
     film: str | Path | Source,
     *,
@@ -84,48 +109,46 @@ def create_from_film(
         VideoError: unreadable, too short, or without a face in half of its frames.
         FaceError: no frame will do as a photo.
     """
+    study = study_film(film, size=size, mesh=mesh, progress=progress, **about)
+    return learn_looks(study, progress)
+
+
+def study_film(
+    film: str | Path | Source,
+    *,
+    size: int = DEFAULT_SIZE,
+    mesh: FaceMesh | None = None,
+    progress: Progress = _silent,
+    **about: str,
+) -> Study:
+    """Track a film, choose its photo and measure its motion; see `create_from_film`."""
     mesh = mesh or FaceMesh.open()
     source = film if callable(film) else _reader(film)
     track = track_points(source(), mesh, lambda done: progress("track", done, 0))
-    seconds = float(track.times[-1] - track.times[0]) if len(track.times) else 0.0
-    if seconds < LEAST_SECONDS - 0.5:
+    seconds = float(track.times[-1] - track.times[0])
+    if seconds < LEAST_SECONDS - 0.5 or track.seen.sum() < LEAST:
         raise VideoError(
-            f"the film lasts {seconds:.0f} s, at least {LEAST_SECONDS:.0f} s are needed to learn a"
-            " person; give a longer one, or a photo"
+            f"the film shows a face in {int(track.seen.sum())} frames of {seconds:.0f} s, at least"
+            f" {LEAST_SECONDS:.0f} s are needed to learn a person; give a longer one, or a photo"
         )
     photo, at = choose_photo(source, track, mesh, progress)
-    return learn_person(source, track, photo, at, size=size, mesh=mesh, progress=progress, **about)
-
-
-def learn_person(
-    source: Source,
-    track: Track,
-    photo: np.ndarray,
-    photo_at: float,
-    *,
-    size: int,
-    mesh: FaceMesh,
-    progress: Progress = _silent,
-    **about: str,
-) -> tuple[Avatar, FilmReport]:
-    """As `create_from_film`, once the film is tracked and the photo chosen."""
     avatar, canvas = person_of(photo, track, mesh, size, **about)
     local = replace(track, points=canvas.points(track.points), size=(size, size))
     motion = driving_motion(local, avatar)
     rows = spread_rows(track.seen, SAMPLES)
-    samples = watch_person(source, avatar, canvas, motion, rows, progress)
-    likeness, before, after = learn_likeness(samples, Renderer(avatar, "mesh").mesh, progress)
-    style = style_of(motion[track.seen], track.times[track.seen])
-    report = FilmReport(
-        float(track.times[-1] - track.times[0]),
-        len(track.times),
-        int(track.seen.sum()),
-        photo_at,
-        len(rows),
-        before,
-        after,
-    )
-    return replace(avatar, likeness=likeness, style=style), report
+    return Study(source, avatar, canvas, track.times, track.seen, motion, rows, at)
+
+
+def learn_looks(study: Study, progress: Progress = _silent) -> tuple[Avatar, FilmReport]:
+    """The avatar of a studied film with its likeness and style, and what came of it."""
+    samples = watch_person(study, progress)
+    mesh = Renderer(study.avatar, "mesh").mesh
+    likeness, before, after = learn_likeness(samples, mesh, progress)
+    style = style_of(study.motion[study.seen], study.times[study.seen])
+    seconds, frames = float(np.ptp(study.times)), len(study.times)
+    seen, learned = int(study.seen.sum()), len(study.rows)
+    report = FilmReport(seconds, frames, seen, study.photo_at, learned, before, after)
+    return replace(study.avatar, likeness=likeness, style=style), report
 
 
 def _reader(path: str | Path) -> Source:
@@ -217,23 +240,16 @@ def spread_rows(seen: np.ndarray, most: int) -> np.ndarray:
     return rows[np.round(pick).astype(int)]
 
 
-def watch_person(
-    source: Source,
-    avatar: Avatar,
-    canvas: Canvas,
-    motion: np.ndarray,
-    rows: np.ndarray,
-    progress: Progress = _silent,
-) -> list[Sample]:
-    """What the film showed at ``rows`` and what the plain renderer makes of the same motion."""
-    renderer = Renderer(avatar, "mesh")
-    wanted, samples = set(rows.tolist()), []
-    for k, (_, image) in enumerate(source()):
+def watch_person(study: Study, progress: Progress = _silent) -> list[Sample]:
+    """What the film showed and what the plain renderer makes of the same motion."""
+    renderer = Renderer(study.avatar, "mesh")
+    wanted, samples = set(study.rows.tolist()), []
+    for k, (_, image) in enumerate(study.source()):
         if k not in wanted:
             continue
-        samples.append(sample_of(renderer, canvas.frame(image), motion[k]))
-        progress("watch", len(samples), len(rows))
-        if len(samples) == len(rows):
+        samples.append(sample_of(renderer, study.canvas.frame(image), study.motion[k]))
+        progress("watch", len(samples), len(study.rows))
+        if len(samples) == len(study.rows):
             break
     return samples
 

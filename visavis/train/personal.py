@@ -8,6 +8,8 @@ whole, so that a run may be stopped at any time and goes on where it was.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -17,10 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visavis.avatar import Avatar
-from visavis.errors import ModelError
-from visavis.film import Canvas
-from visavis.learn import tail_of
+from visavis.avatar import Avatar, load_avatar
+from visavis.errors import ModelError, VideoError
+from visavis.learn import LEAST, tail_of
 from visavis.models.mouth import MouthUNet
 from visavis.mouth import (
     N_CHANNELS,
@@ -31,7 +32,7 @@ from visavis.mouth import (
     mouth_masks,
     warp_crop,
 )
-from visavis.personal import Source
+from visavis.personal import Study, learn_looks, study_film
 from visavis.render import MOUTH_DIR, Renderer
 from visavis.train.renderer_losses import energy_loss, gradient_loss, pixel_loss
 
@@ -42,6 +43,62 @@ EVALUATE = 50  # steps
 PATIENCE = 8  # evaluations without a gain end the run
 TAIL_FRAMES = 48
 WEIGHTS = {"pixel": 1.0, "gradient": 0.5, "energy": 0.02}
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """Say nothing."""
+
+
+def create_trained(
+    film: Path,
+    output: Path,
+    minutes: float,
+    now: Callable[[], float],
+    progress: Callable[[str, int, int], None] = _silent,
+    **about: object,
+) -> tuple[Avatar, dict]:
+    """`visavis.personal.create_from_film`, then a mouth net of the person's own.
+
+    ``output`` is written twice: as soon as the likeness is learned, and with the net. Stopped in
+    between, the same call goes on with what lies in ``output``'s ``.training`` folder.
+
+    Args:
+        film: a video file.
+        output: the ``.avatar`` file.
+        minutes: of training, over all calls.
+        now: clock, seconds.
+        progress: called with the stage, steps done, steps in all.
+        about: ``size``, ``mesh``, ``name`` and so on, for `study_film`.
+
+    Returns:
+        The avatar, and facts: steps, seconds, held-out loss before and after, whether it ended
+        early.
+    """
+    folder = output.with_suffix(".training")
+    folder.mkdir(exist_ok=True)
+    same = {"film": hashlib.sha256(film.read_bytes()).hexdigest(), "size": about.get("size")}
+    told, examples = folder / "film.json", folder / "mouths.npz"
+    if output.is_file() and told.is_file() and json.loads(told.read_text()) == same:
+        avatar, mouths = load_avatar(output), Mouths.load(examples)
+    else:
+        (folder / "run.pt").unlink(missing_ok=True)
+        study = study_film(film, progress=progress, **about)
+        avatar, _ = learn_looks(study, progress)
+        avatar.save(output)
+        mouths = gather_mouths(study, avatar, progress)
+        mouths.save(examples)
+        told.write_text(json.dumps(same))
+    seconds = 60 * minutes
+
+    def tell(step: int, loss: float, spent: float) -> None:
+        progress("train", round(min(spent, seconds)), round(seconds))
+
+    run = fine_tune(mouths, folder / "run.pt", seconds, now, progress=tell)
+    avatar = replace(avatar, mouth_weights=run.weights())
+    avatar.save(output)
+    losses = [loss for _, loss in run.history]
+    facts = {"steps": run.step, "train_seconds": round(run.seconds), "ended_early": run.stale}
+    return avatar, facts | {"held_out_loss": [round(losses[0], 4), round(min(losses), 4)]}
 
 
 @dataclass(frozen=True)
@@ -75,42 +132,37 @@ class Mouths:
 
 
 def gather_mouths(
-    source: Source,
-    avatar: Avatar,
-    canvas: Canvas,
-    motion: np.ndarray,
-    rows: np.ndarray,
-    progress: Callable[[int], None] = lambda done: None,
+    study: Study, avatar: Avatar, progress: Callable[[str, int, int], None] = _silent
 ) -> Mouths:
-    """The open mouths of a film beside the renderer's own.
+    """The open mouths of a studied film beside the renderer's own.
 
     Args:
-        source: starts the film anew.
-        avatar: with its likeness.
-        canvas: where the film lies in the avatar's square.
-        motion: ``(T, D)`` of every frame of the film.
-        rows: frames to look at.
-        progress: called with the number of frames looked at.
+        study: the film.
+        avatar: its avatar, with likeness.
+        progress: called with the stage, frames looked at, frames in all.
+
+    Raises:
+        VideoError: the mouth is hardly ever open.
     """
     renderer = Renderer(replace(avatar, mouth_weights=None), "mesh")
-    wanted, parts, done = set(rows.tolist()), [], 0
-    for k, (_, image) in enumerate(source()):
+    wanted, parts, done = set(study.rows.tolist()), [], 0
+    for k, (_, image) in enumerate(study.source()):
         if k not in wanted:
             continue
         done += 1
-        progress(done)
-        face, _ = renderer.mesh.face(motion[k])
+        progress("mouths", done, len(study.rows))
+        face, _ = renderer.mesh.face(study.motion[k])
         transform = crop_transform(face)
         local = apply_transform(transform, face)
         if lip_gap(local) >= LEAST_GAP:
-            _, frames = renderer.step({}, motion[k][None, None])
-            crops = [warp_crop(x, transform) for x in (frames[0, 0], canvas.frame(image))]
+            _, frames = renderer.step({}, study.motion[k][None, None])
+            crops = [warp_crop(x, transform) for x in (frames[0, 0], study.canvas.frame(image))]
             parts.append((*crops, local))
-        if done == len(rows):
+        if done == len(study.rows):
             break
-    if len(parts) < 2 * TAIL_FRAMES:
-        raise ModelError(
-            f"the film shows {len(parts)} open mouths, {2 * TAIL_FRAMES} are needed to train on;"
+    if len(parts) < LEAST:
+        raise VideoError(
+            f"the film shows {len(parts)} open mouths, at least {LEAST} are needed to train on;"
             " give a film in which the person speaks"
         )
     return Mouths(*(np.stack(column) for column in zip(*parts, strict=True)))
@@ -122,8 +174,6 @@ def shipped_net(folder: Path = MOUTH_DIR) -> MouthUNet:
     Raises:
         ModelError: the folder holds no net of this shape.
     """
-    import json
-
     import onnx
     from onnx import numpy_helper
 
@@ -224,7 +274,7 @@ def fine_tune(
     *,
     net: MouthUNet | None = None,
     seed: int = 0,
-    progress: Callable[[int, float], None] = lambda step, loss: None,
+    progress: Callable[[int, float, float], None] = lambda step, loss, spent: None,
 ) -> Run:
     """Train for a while, or go on where ``checkpoint`` was left.
 
@@ -235,7 +285,8 @@ def fine_tune(
         now: clock, seconds.
         net: to start from; the shipped one by default.
         seed: step k draws its batch from the generator seeded by (seed, k).
-        progress: called after every step with its number and the last held-out loss.
+        progress: called after every step with its number, the last held-out loss and the seconds
+            spent so far.
 
     Returns:
         The run; ``stale`` tells that it ended because the held-out tail had stopped to gain.
@@ -262,7 +313,7 @@ def fine_tune(
             _judge(run, mouths, tail)
             run.seconds = before + now() - begin
             run.save(checkpoint)
-        progress(run.step, run.history[-1][1])
+        progress(run.step, run.history[-1][1], before + now() - begin)
     if run.step % EVALUATE:
         _judge(run, mouths, tail)
     run.seconds = before + now() - begin
