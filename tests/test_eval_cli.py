@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from test_eval_films import write
 from typer.testing import CliRunner
 
 from visavis.errors import ConfigError, InputError
@@ -132,3 +133,98 @@ def test_a_protocol_ranks_what_is_known_and_resumes(shared_data, tmp_path):
     assert [c.stat().st_mtime_ns for c in cells] == written
     assert again["splits"] == brief["splits"]
     assert (tmp_path / "out" / "report.html").stat().st_size > 50_000
+
+
+ODD = """
+name = "odd"
+description = "films that are odd"
+size = 128
+image_every = 15
+temporal_every = 4
+temporal_size = 64
+identity_every = 15
+[[splits]]
+name = "odd"
+kind = "reconstruct"
+films = "odd/*"
+rows = ["real", "ours", "shuffled", "static"]
+"""
+
+
+@pytest.fixture(scope="module")
+def odd_films(shared_data, tmp_path_factory) -> Path:
+    """A data folder with every kind of film that is not a plain one."""
+    import numpy as np
+
+    from visavis.video import read_video
+
+    folder = tmp_path_factory.mktemp("data")
+    odd = folder / "odd"
+    odd.mkdir()
+    source = shared_data / "grid_s1" / "bwim4n.mp4"
+    frames = [image for _, _, image in read_video(source)][14:44]
+    blank = np.full_like(frames[0], 90)
+    write(odd / "1_gap.mp4", [blank if 8 <= k < 13 else f for k, f in enumerate(frames)])
+    write(odd / "2_late_face.mp4", [blank] * 3 + frames[:20])
+    write(odd / "3_two_faces.mp4", [np.hstack([f, f]) for f in frames[:10]])
+    uneven = np.cumsum([0, *([0.03, 0.06] * 10)]).tolist()
+    write(odd / "4_variable_rate.mp4", frames[:21], times=uneven)
+    write(odd / "5_sixty.mp4", [f for f in frames[:10] for _ in range(2)], fps=60)
+    write(odd / "6_one_frame.mp4", frames[:1])
+    (odd / "7_cut.mp4").write_bytes(source.read_bytes()[:60_000])
+    (odd / "8_text.mp4").write_text("no film")
+    (odd / "9_spoilt_tail.mp4").write_bytes(spoilt(source))
+    return folder
+
+
+def spoilt(source: Path) -> bytes:
+    """A film with sound whose last third is noise; its index stands in front and is whole."""
+    import io
+
+    import av
+    import numpy as np
+
+    buffer = io.BytesIO()
+    with av.open(str(source)) as film, av.open(buffer, "w", format="mpegts") as out:
+        streams = {s: out.add_stream_from_template(s) for s in film.streams}
+        for packet in film.demux():
+            if packet.dts is not None:
+                packet.stream = streams[packet.stream]
+                out.mux(packet)
+    data = bytearray(buffer.getvalue())
+    tail = len(data) * 2 // 3
+    data[tail:] = np.random.default_rng(0).bytes(len(data) - tail)
+    return bytes(data)
+
+
+@pytest.mark.slow
+def test_odd_films_are_scored_or_refused_with_a_reason(odd_films, shared_data, tmp_path):
+    """Nothing vanishes: every film is in the table or in the list of the refused, and counted."""
+    pytest.importorskip("h5py")
+    models = shared_data.parent / "models"
+    if not (models / "face-reidentification-retail-0095.xml").is_file():
+        pytest.skip("needs the judge's models at ../shared/models")
+    protocol = tmp_path / "odd.toml"
+    protocol.write_text(ODD)
+    out = tmp_path / "out"
+    arguments = ["--protocol", protocol, "-o", out, "--data", odd_films, "--models", models]
+    arguments += ["--cache", tmp_path / "cache", "--tier", "mesh", "--workers", 1, "--no-speed"]
+    done = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    (split,) = json.loads((out / "report.json").read_text())["splits"]
+    notes = {c["name"]: " / ".join(c["notes"]) for c in split["clips"]}
+    refused = {c["name"]: c["reason"] for c in split["refused"]}
+    assert {*notes, *refused} == {p.stem for p in (odd_films / "odd").iterdir()}
+    assert "show no face and are left out" in notes["1_gap"]
+    assert "no face before frame" in notes["2_late_face"]
+    assert "variable frame rate" in notes["4_variable_rate"]
+    assert "no sound" in notes["5_sixty"]
+    assert "ours: left out, there is no sound" in notes["5_sixty"]
+    assert "faces" in refused["3_two_faces"]
+    assert "1 frames, at least 8" in refused["6_one_frame"]
+    assert {"7_cut", "8_text"} <= set(refused)
+    assert all(reason in done.output for reason in refused.values())
+    left_out = sum(c["faceless"] for c in split["clips"])
+    assert left_out >= 7
+    assert f"frames left out (no face): {left_out}" in done.output
+    assert "9_spoilt_tail" in notes or "9_spoilt_tail" in refused

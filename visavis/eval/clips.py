@@ -160,7 +160,10 @@ def read_clip(
         )
     if seen < len(frames):
         notes.append(f"{len(frames) - seen} of {len(frames)} frames show no face and are left out")
-    faces = len(mesh.find(frames[int(np.flatnonzero(track.seen)[0])]))
+    first = int(np.flatnonzero(track.seen)[0])
+    if first:
+        notes.append(f"no face before frame {first}: that one is the photo")
+    faces = len(mesh.find(frames[first]))
     if faces > 1:
         notes.append(f"{faces} faces; the largest is scored")
     steps = np.diff(times)

@@ -143,14 +143,22 @@ def landmark_figures(shown: Evidence, real: Evidence) -> Figures:
 
 
 def lip_figures(shown: Evidence, real: Evidence) -> Figures:
-    """Family 2 and the lag of family 3, from the measured channels."""
+    """Family 2 and the lag of family 3, from the measured channels.
+
+    Frames without a face in either are left out of sums over frames; closures and lag need the
+    whole curve, evenly sampled, with such gaps interpolated.
+    """
+    both = shown.seen & real.seen
+    if both.sum() < 2:
+        return {}
 
     def pair(name: str) -> tuple[np.ndarray, np.ndarray]:
-        return shown.motion[:, CHANNEL[name]], real.motion[:, CHANNEL[name]]
+        return shown.motion[both, CHANNEL[name]], real.motion[both, CHANNEL[name]]
 
     opening, width, rounding, jaw = (pair(name) for name in lips.CHANNELS)
-    closures = lips.closures(*opening, real.rate)
-    lag = sync.offset(*opening, real.rate)
+    curves = evenly(shown, "jaw_open"), evenly(real, "jaw_open")
+    closures = lips.closures(*curves, real.rate)
+    lag = sync.offset(*curves, real.rate)
     return {
         "open_r": lips.correlation(*opening),
         "open_r2": lips.explained(*opening),
@@ -165,6 +173,12 @@ def lip_figures(shown: Evidence, real: Evidence) -> Figures:
         "lag_ms": lag.offset_ms,
         "lag_confidence": lag.confidence,
     }
+
+
+def evenly(evidence: Evidence, channel: str) -> np.ndarray:
+    """A channel at the clip's mean rate, ``(T,)``: films of variable rate have uneven times."""
+    even = np.linspace(evidence.times[0], evidence.times[-1], len(evidence.times))
+    return np.interp(even, evidence.times, evidence.motion[:, CHANNEL[channel]])
 
 
 def at_motion_rate(evidence: Evidence) -> np.ndarray:
@@ -250,30 +264,64 @@ def _fit(picture: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA)
 
 
-def temporal_figures(
-    shown: Evidence, real: Evidence, size: int, every: int, distance: image.PerceptualDistance
-) -> Figures:
-    """Family 5: flow measures on the face crop at ``size`` px, tLP on the mouth crop at 96 px.
+@dataclass(frozen=True)
+class Passage:
+    """A run of frames of the real clip as the temporal measures need it: face and mouth crops.
 
-    ``every`` > 1 takes runs of 12 frames, one run out of ``every``.
+    Attributes:
+        part: which frames.
+        face, mouth: boxes in the canvas, fixed for all rows.
+        real: face crops and their flows; ``steps``: tLP's distances of the mouth crops.
+    """
+
+    part: slice
+    face: tuple[int, int, int, int]
+    mouth: tuple[int, int, int, int]
+    real: temporal.RealMotion
+    steps: np.ndarray
+
+
+def passages(
+    real: Evidence, size: int, every: int, distance: image.PerceptualDistance
+) -> list[Passage]:
+    """What the rows of a clip are compared with: all frames, or runs of 12, one run out of
+    ``every``.
+
+    Args:
+        size: px, side of the face crop in which flow is measured; mouths at 96 px.
     """
     first = int(np.flatnonzero(real.seen)[0])
     face = image.face_box(real.points[first], real.frames[0].shape, margin=0.25)
     mouth = image.mouth_box(real.points[first], real.frames[0].shape)
-    ours = [_fit(image.crop(f, face), size) for f in shown.frames]
-    theirs = [_fit(image.crop(f, face), size) for f in real.frames]
-    lips_a = [_fit(image.crop(f, mouth), 96) for f in shown.frames]
-    lips_b = [_fit(image.crop(f, mouth), 96) for f in real.frames]
-    run, rows = 12, {"tof": [], "warping": [], "tlp": []}
-    for start in range(0, max(1, len(ours) - 6), run * every):
-        part = slice(start, start + run if every > 1 else len(ours))
-        rows["tof"].append(temporal.tof(ours[part], theirs[part]))
-        rows["warping"].append(1000 * temporal.warping_error(ours[part], theirs[part]))
-        rows["tlp"].append(temporal.tlp(lips_a[part], lips_b[part], distance))
-        if every == 1:
-            break
+    count, run = len(real.frames), 12
+    starts = range(0, max(1, count - 6), run * every) if every > 1 else [0]
+    found = []
+    for start in starts:
+        part = slice(start, start + run if every > 1 else count)
+        faces = _crops(real.frames[part], face, size)
+        steps = temporal.step_distances(_crops(real.frames[part], mouth, 96), distance)
+        found.append(Passage(part, face, mouth, temporal.real_motion(faces), steps))
+    return found
+
+
+def _crops(frames: list[np.ndarray], box: tuple[int, int, int, int], size: int) -> list[np.ndarray]:
+    return [_fit(image.crop(f, box), size) for f in frames]
+
+
+def temporal_figures(
+    shown: Evidence, real: list[Passage], size: int, distance: image.PerceptualDistance
+) -> Figures:
+    """Family 5: flow measures on the face crop at ``size`` px, tLP on the mouth crop."""
+    rows: dict[str, list[float]] = {"tof": [], "warping": [], "tlp": []}
+    for passage in real:
+        faces = _crops(shown.frames[passage.part], passage.face, size)
+        lips_shown = _crops(shown.frames[passage.part], passage.mouth, 96)
+        rows["tof"].append(temporal.tof(faces, passage.real))
+        rows["warping"].append(1000 * temporal.warping_error(faces, passage.real))
+        rows["tlp"].append(temporal.tlp(lips_shown, passage.steps, distance))
     figures = {name: float(np.nanmean(v)) for name, v in rows.items() if not np.all(np.isnan(v))}
-    return figures | {"variance": temporal.frame_variance(ours)}
+    whole = _crops(shown.frames, real[0].face, size)
+    return figures | {"variance": temporal.frame_variance(whole)}
 
 
 def look_figures(

@@ -32,6 +32,16 @@ ORDER: dict[str, tuple[tuple[str, str], ...]] = {
     "av_r": (("real", "shuffled"), ("ours", "shuffled")),
 }
 
+PANELS = {  # what the chart of a split shows
+    "open_r": "lip opening, r ↑",
+    "open_r2": "variance explained ↑",
+    "mouth_nme": "mouth NME, % ↓",
+    "psnr_lips": "mouth PSNR, head aligned, dB ↑",
+    "av_r": "listener's r ↑",
+    "id_mean": "identity cosine ↑",
+}
+HEADLINE = ("open_r", "open_r2", "mouth_nme", "psnr_lips", "av_r", "id_mean", "id_min", "id_slope")
+
 
 def table_of(results: list[dict[str, Any]], seed: int) -> dict[str, dict[str, dict[str, float]]]:
     """``{measure: {row: {mean, low, high, count, goodness}}}`` over the clips of one split.
@@ -203,6 +213,11 @@ def render_html(report: dict[str, Any], folder: Path) -> str:
         drawn["waterfall"] = _uri(figures.stage_waterfall(speed["waterfall"], speed["budget_ms"]))
     if speed.get("lookahead"):
         drawn["lookahead"] = _uri(figures.lookahead_curve(speed["lookahead"]))
+    charts = {
+        split["name"]: _uri(figures.row_chart(split["table"], PANELS))
+        for split in report["splits"]
+        if len(split["clips"]) > 1 and any(m in split["table"] for m in PANELS)
+    }
     pictures = {
         path: _uri((folder / path).read_bytes())
         for split in report["splits"]
@@ -217,6 +232,8 @@ def render_html(report: dict[str, Any], folder: Path) -> str:
         row_notes=ROW_NOTES,
         rows_of=rows_of,
         pictures=pictures,
+        charts=charts,
+        headline=[m for m in HEADLINE if any(m in s["table"] for s in report["splits"])],
         drawn=drawn,
     )
 
@@ -250,7 +267,9 @@ def number(value: float | None) -> str:
         return f"{value:.1f}"
     if size >= 1:
         return f"{value:.2f}"
-    return f"{value:.3f}" if size >= 0.001 or value == 0 else f"{value:.1e}"
+    if size == 0:
+        return "0"
+    return f"{value:.3f}" if size >= 0.01 else f"{value:.4f}" if size >= 1e-4 else f"{value:.1e}"
 
 
 def text_table(split: dict[str, Any]) -> str:

@@ -34,14 +34,15 @@ class Stage:
 
 
 def set_stage(clip: Clip, mesh: FaceMesh, size: int, photo: tuple[Avatar, Canvas] | None) -> Stage:
-    """Make the avatar from the clip's first frame (or take another clip's, ``person`` splits).
+    """Make the avatar from the clip's first face (or take another clip's, ``person`` splits).
 
     Raises:
-        FaceError: the first frame is no photo that can be animated; the runner reports it.
+        FaceError: that frame is no photo that can be animated; the runner reports it.
     """
     if photo is None:
-        avatar = create_avatar(clip.frames[0], size=size, mesh=mesh, name=clip.name)
-        photo = avatar, canvas_of(avatar, mesh.find(clip.frames[0])[0].points)
+        still = clip.frames[int(np.flatnonzero(clip.track.seen)[0])]
+        avatar = create_avatar(still, size=size, mesh=mesh, name=clip.name)
+        photo = avatar, canvas_of(avatar, mesh.find(still)[0].points)
     avatar, canvas = photo
     frames = [canvas.frame(image) for image in clip.frames]
     points = canvas.points(clip.track.points)

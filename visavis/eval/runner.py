@@ -29,7 +29,7 @@ from visavis.eval.measures import HEAD, Evidence
 from visavis.eval.protocol import Protocol
 from visavis.facemesh import FaceMesh
 from visavis.pipeline import Pipeline, PipelineConfig
-from visavis.types import MOTION_HOP, SAMPLE_RATE
+from visavis.types import SAMPLE_RATE
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,13 @@ def open_tools(models: Path) -> Tools:
 
 
 def speak(pipe: Pipeline, pcm: np.ndarray, seed: int) -> np.ndarray:
-    """The pipeline's 50 Hz motion for a sound, ``(M, D)``: the stream, drained, not drawn."""
+    """The pipeline's 50 Hz motion for a sound, ``(M, D)``: the stream, drained, not drawn.
+
+    Heard a second at a time, which is twice as fast; the size of the pieces changes nothing.
+    """
     state, parts = pipe.init_state(seed=seed), []
-    for start in range(0, len(pcm), MOTION_HOP):
-        state, steps = pipe.hear(state, pcm[None, start : start + MOTION_HOP])
+    for start in range(0, len(pcm), SAMPLE_RATE):
+        state, steps = pipe.hear(state, pcm[None, start : start + SAMPLE_RATE])
         parts.append(steps[0])
     parts.append(pipe.hear_rest(state, pipe_timer)[1][0])
     return np.concatenate(parts)
@@ -167,14 +170,20 @@ def _film(bench: Bench, job: Job, tools: Tools) -> dict[str, Any]:
         "worst": float("nan"),
     }
     outside = outside_person(stage.avatar.matte)
+    real = measures.passages(
+        stage.real, protocol.temporal_size, protocol.temporal_every, tools.distance
+    )
     for name, evidence in shown.items():
+        lost = int((~evidence.seen).sum()) - clip.faceless * (name == "real")
+        if lost:
+            result["notes"].append(f"{name}: {lost} of {len(evidence.seen)} frames show no face")
         figures_ = measures.landmark_figures(evidence, stage.real)
         figures_ |= measures.lip_figures(evidence, stage.real)
         figures_ |= measures.image_figures(
             evidence, stage.real, protocol.image_every, tools.distance, tools.alex
         )
         figures_ |= measures.temporal_figures(
-            evidence, stage.real, protocol.temporal_size, protocol.temporal_every, tools.distance
+            evidence, real, protocol.temporal_size, tools.distance
         )
         result["rows"][name] = figures_ | _alone(bench, evidence, stage, clip.pcm, outside, tools)
     if "ours" in shown and protocol.seeds > 1:
@@ -194,6 +203,9 @@ def _alone(
     return figures_ | measures.look_figures(
         evidence, stage.avatar.image, stage.avatar.points, outside, tools.embedder, every
     )
+
+
+HEARING = ("ours_posed", "ours", "shuffled")  # rows that a mute film cannot have
 
 
 def film_rows(
@@ -229,8 +241,8 @@ def film_rows(
     for name in job.split.rows:
         if name in makers:
             shown[name] = makers[name]()
-        elif name == "ours" and not len(clip.pcm):
-            notes.append("no sound: rows driven by sound say nothing")
+        elif name in HEARING and not len(clip.pcm):
+            notes.append(f"{name}: left out, there is no sound to speak")
         else:
             shown[name] = rows.watch(draw(pipe, driven[name]()), clip.times, tools.mesh)
     for folder in bench.peers:
@@ -270,12 +282,18 @@ def _drive(bench: Bench, job: Job, tools: Tools) -> dict[str, Any]:
             shown[name] = rows.watch(draw(pipe, motion), times, tools.mesh)
         elif name == "static":
             shown[name] = rows.watch([avatar.image] * len(times), times, tools.mesh)
+    lost = {name: int((~e.seen).sum()) for name, e in shown.items()}
+    notes += [f"{n}: {k} of {len(times)} frames show no face" for n, k in lost.items() if k]
     outside, stage = outside_person(avatar.matte), _Portrait(avatar)
     scored = {n: _alone(bench, e, stage, pcm, outside, tools) for n, e in shown.items()}
     if protocol.seeds > 1:
         scored["ours"]["diversity"] = head_diversity(pipe, pcm, protocol)
     clip = {"sha256": sha256_of(job.photo), "sound": job.sounds[0].name, "frames": len(times)}
-    return {"rows": scored, "notes": notes, "clip": clip | {"fps": str(split.fps), "faceless": 0}}
+    return {
+        "rows": scored,
+        "notes": notes,
+        "clip": clip | {"fps": str(split.fps), "faceless": lost.get("ours", 0)},
+    }
 
 
 def _long(bench: Bench, job: Job, tools: Tools) -> dict[str, Any]:

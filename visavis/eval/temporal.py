@@ -6,6 +6,8 @@ Clips are ``(T, H, W, 3)`` uint8 RGB (or a list of such frames), points ``(T, N,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -13,22 +15,47 @@ import numpy as np
 from visavis.eval.landmarks import eye_distance, remove_pose
 
 Frames = Sequence[np.ndarray] | np.ndarray
+Distance = Callable[[np.ndarray, np.ndarray], float]
 
 
-def tlp(
-    predicted: Frames, real: Frames, distance: Callable[[np.ndarray, np.ndarray], float]
-) -> float:
+@dataclass(frozen=True)
+class RealMotion:
+    """What the flow measures need of the real clip; made once, used for every row.
+
+    Attributes:
+        frames: the T real frames.
+        ahead: T - 1 flows ``(H, W, 2)`` from frame t - 1 to t.
+        back: T - 1 flows from frame t to t - 1.
+    """
+
+    frames: Frames
+    ahead: list[np.ndarray]
+    back: list[np.ndarray]
+
+
+def real_motion(real: Frames) -> RealMotion:
+    """Flows of the real clip, both ways."""
+    pairs = list(pairwise(real))
+    return RealMotion(real, [flow(a, b) for a, b in pairs], [flow(b, a) for a, b in pairs])
+
+
+def step_distances(frames: Frames, distance: Distance) -> np.ndarray:
+    """``distance`` of each frame to the one before, two frames dropped at each end, ``(T - 5,)``."""
+    inside = range(3, len(frames) - 2)
+    return np.array([distance(frames[t - 1], frames[t]) for t in inside])
+
+
+def tlp(predicted: Frames, real_steps: np.ndarray, distance: Distance) -> float:
     """100 · mean |d(real[t-1], real[t]) - d(out[t-1], out[t])|, two frames dropped at each end.
 
     ``distance`` is LPIPS-Alex in the source and our perceptual distance here: name it beside the
     figure. Source: TecoGAN ``metrics.py`` (Chu et al., SIGGRAPH 2020). NaN under 6 frames.
+
+    Args:
+        real_steps: ``(T - 5,)`` of ``step_distances(real, distance)``.
     """
-    inside = range(3, min(len(predicted), len(real)) - 2)
-    steps = [
-        abs(distance(real[t - 1], real[t]) - distance(predicted[t - 1], predicted[t]))
-        for t in inside
-    ]
-    return float(100 * np.mean(steps)) if steps else float("nan")
+    steps = np.abs(step_distances(predicted, distance) - real_steps)
+    return float(100 * steps.mean()) if len(steps) else float("nan")
 
 
 def flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -39,22 +66,20 @@ def flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return cv2.calcOpticalFlowFarneback(a, b, None, 0.5, 3, 15, 3, 5, 1.2, 0)
 
 
-def tof(predicted: Frames, real: Frames) -> float:
+def tof(predicted: Frames, real: RealMotion) -> float:
     """Mean length of the difference of the two clips' optical flows, px per frame.
 
     Source: TecoGAN ``metrics.py``; two frames dropped at each end as there. NaN under 6 frames.
     """
-    inside = range(3, min(len(predicted), len(real)) - 2)
+    inside = range(3, len(predicted) - 2)
     errors = [
-        np.linalg.norm(
-            flow(real[t - 1], real[t]) - flow(predicted[t - 1], predicted[t]), axis=-1
-        ).mean()
+        np.linalg.norm(real.ahead[t - 1] - flow(predicted[t - 1], predicted[t]), axis=-1).mean()
         for t in inside
     ]
     return float(np.mean(errors)) if errors else float("nan")
 
 
-def warping_error(predicted: Frames, real: Frames) -> float:
+def warping_error(predicted: Frames, real: RealMotion) -> float:
     """Mean squared error, RGB in [0, 1], between a frame and its predecessor moved by the real
     flow.
 
@@ -65,9 +90,8 @@ def warping_error(predicted: Frames, real: Frames) -> float:
     frame.
     """
     errors = []
-    for t in range(1, min(len(predicted), len(real))):
-        back = flow(real[t], real[t - 1])
-        ahead = flow(real[t - 1], real[t])
+    for t in range(1, len(predicted)):
+        back, ahead = real.back[t - 1], real.ahead[t - 1]
         height, width = back.shape[:2]
         grid = (
             np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).astype(np.float32)
