@@ -17,7 +17,7 @@ import numpy as np
 
 from visavis.train.clips import is_withheld, load_corpus
 from visavis.train.evaluate import SHUT, Voice, runs_of, speak_sounds
-from visavis.train.hearing import load_hearing, phone_odds, phone_scores
+from visavis.train.hearing import hear, load_hearing, phone_odds, phone_scores
 from visavis.train.phones import PHONE_INDEX, viseme_of_phone
 from visavis.types import CHANNEL
 
@@ -36,7 +36,7 @@ def main() -> None:
     found = {}
     for language in sorted({c.meta["language"] for c in clips}):
         group = [c for c in clips if c.meta["language"] == language]
-        scores = phone_scores(phone_odds(net, group, 80), group)
+        scores = phone_scores(phone_odds(net, group, 80, hear(group)), group)
         labels = np.concatenate([viseme_of_phone()[c.phones[c.phones > 0]] for c in group])
         met = []
         for clip, motion in zip(group, speak_sounds(voice, group), strict=True):

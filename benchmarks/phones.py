@@ -15,7 +15,7 @@ from pathlib import Path
 
 from visavis.models.motion import LOOKAHEAD_STEPS
 from visavis.train.clips import is_withheld, load_corpus
-from visavis.train.hearing import load_hearing, phone_odds, phone_scores
+from visavis.train.hearing import hear, load_hearing, phone_odds, phone_scores
 
 
 def main() -> None:
@@ -29,7 +29,8 @@ def main() -> None:
     clips = [c for c in load_corpus(options.clips, options.corpus) if c.phones is not None]
     if options.corpus == "librispeech":
         clips = [c for c in clips if is_withheld(c)]
-    curve = {ms: phone_scores(phone_odds(net, clips, ms), clips) for ms in LOOKAHEAD_STEPS}
+    heard = hear(clips)
+    curve = {ms: phone_scores(phone_odds(net, clips, ms, heard), clips) for ms in LOOKAHEAD_STEPS}
     facts = {
         "corpus": options.corpus, "talkers": len({c.talker for c in clips}),
         "seconds": round(sum(len(c.pcm) for c in clips) / 16_000), "by_lookahead_ms": curve,

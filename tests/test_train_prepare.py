@@ -470,7 +470,7 @@ def test_phones_are_scored_at_the_step_they_are_about():
     phones[60:100] = PHONE_INDEX["AA"]
     clip = Clip("c", "k", "t", pcm, None, phones)
     for ms in LOOKAHEAD_STEPS:
-        odds = hearing.phone_odds(Echo(), [clip], ms)
+        odds = hearing.phone_odds(Echo(), [clip], ms, hearing.hear([clip]))
         assert odds[0].shape == (100, 40)
         scores = hearing.phone_scores(odds, [clip])
         assert scores["phones"] > 0.95, ms

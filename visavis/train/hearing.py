@@ -24,9 +24,18 @@ def load_hearing(run: str | Path) -> torch.nn.Module:
     return load_average(run)
 
 
+def hear(clips: list[Clip]) -> dict[str, np.ndarray]:
+    """Features ``(n, 83)`` of each clip by its name."""
+    return {c.name: extract(c.pcm.astype(np.float32) / 32768.0) for c in clips}
+
+
 @torch.no_grad()
 def phone_odds(
-    net: torch.nn.Module, clips: list[Clip], lookahead_ms: int, batch: int = 16
+    net: torch.nn.Module,
+    clips: list[Clip],
+    lookahead_ms: int,
+    heard: dict[str, np.ndarray],
+    batch: int = 16,
 ) -> list[np.ndarray]:
     """Phone probabilities ``(T, 40)`` at 50 Hz of each clip, at the step they are about.
 
@@ -34,6 +43,7 @@ def phone_odds(
         net: of ``load_hearing``.
         clips: with sound.
         lookahead_ms: one of ``LOOKAHEAD_STEPS``.
+        heard: of ``hear``.
         batch: clips side by side; those after a clip's end hear silence.
     """
     choice, behind = list(LOOKAHEAD_STEPS).index(lookahead_ms), LOOKAHEAD_STEPS[lookahead_ms]
@@ -42,10 +52,10 @@ def phone_odds(
     by_length = sorted(clips, key=lambda c: len(c.pcm))
     for start in range(0, len(by_length), batch):
         group = by_length[start : start + batch]
-        heard = [extract(c.pcm.astype(np.float32) / 32768.0) for c in group]
-        steps = max(len(h) for h in heard) // FEATURES_PER_MOTION + 1 + max(behind, 0)
+        rows = [heard[c.name] for c in group]
+        steps = max(len(h) for h in rows) // FEATURES_PER_MOTION + 1 + max(behind, 0)
         features = np.tile(SILENCE.astype(np.float32), (len(group), FEATURES_PER_MOTION * steps, 1))
-        for row, h in zip(features, heard, strict=True):
+        for row, h in zip(features, rows, strict=True):
             row[: len(h)] = h
         if behind < 0:  # the answer for step m is due before step m is heard
             quiet = np.tile(SILENCE.astype(np.float32), (len(group), -2 * behind, 1))
