@@ -1,8 +1,9 @@
 """Phones named right by the net on talkers it never heard, by look-ahead. One JSON line.
 
-Run: ``python benchmarks/phones.py CLIPS --run RUN [--corpus librispeech]``; CLIPS is the output of
-``visavis prepare``, RUN a training run (the exported graph has no phone head). Of ``librispeech``
-only the withheld quarter of the talkers is used. The bar: at 80 ms 60 % of the 20 ms steps, 40
+Run: ``python benchmarks/phones.py CLIPS --run RUN [--corpus librispeech librispeech_rest]``; CLIPS is
+the output of ``visavis prepare``, RUN a training run (the exported graph has no phone head). Only the
+withheld quarter of the talkers is used (all with ``--all-talkers``, for nets that were trained on
+none of a corpus). The bar: at 80 ms 60 % of the 20 ms steps, 40
 classes, silence among them. Labels are pocketsphinx's, from what it recognised itself: about a third
 of its words are wrong, so no net reaches 100 %.
 """
@@ -23,12 +24,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("clips", type=Path)
     parser.add_argument("--run", required=True, type=Path)
-    parser.add_argument("--corpus", default="librispeech")
+    parser.add_argument("--corpus", nargs="+", default=["librispeech", "librispeech_rest"])
+    parser.add_argument("--all-talkers", action="store_true")
     options = parser.parse_args()
     net = load_hearing(options.run)
-    clips = [c for c in load_corpus(options.clips, options.corpus) if c.phones is not None]
-    if options.corpus == "librispeech":
-        clips = [c for c in clips if is_withheld(c)]
+    every = [c for corpus in options.corpus for c in load_corpus(options.clips, corpus)]
+    clips = [c for c in every if options.all_talkers or is_withheld(c)]
     heard = hear(clips)
     curve = {ms: phone_scores(phone_odds(net, clips, ms, heard), clips) for ms in LOOKAHEAD_STEPS}
     facts = {
