@@ -16,6 +16,7 @@ import numpy as np
 
 from visavis.headmesh import HeadMesh
 from visavis.likeness import (
+    FINE,
     LAYERS,
     POSE,
     SPEECH,
@@ -23,6 +24,7 @@ from visavis.likeness import (
     Features,
     Layer,
     Likeness,
+    blend,
     carry,
     decode,
     encode,
@@ -206,12 +208,14 @@ def fit_layer(
     mix[0, 0] = 1.0
     mix[:, 1:] = weights
     layer = quantise(stack, mix)
-    kept = layer.maps.reshape(rank + 1, -1)
     unit = np.abs(stack).reshape(rank + 1, -1).max(1) / 127 + 1e-12
+    kept = layer.maps.reshape(rank + 1, -1)
 
     def guess(k: int) -> np.ndarray:
-        row = np.concatenate([[1.0], predicted[k]]) * unit
-        return np.rint(row.astype(np.float32) @ kept).astype(np.int16).reshape(space.shape[1:])
+        weights = np.rint(np.concatenate([[1.0], predicted[k]]) * unit * 2**FINE)
+        out = np.empty(mean.size, np.int16)
+        blend(kept, weights.astype(np.int32), out)
+        return out.reshape(mean.shape)
 
     return layer, guess
 

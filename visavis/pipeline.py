@@ -22,6 +22,7 @@ from visavis.idle import Idle, IdleConfig
 from visavis.motion import MotionNet
 from visavis.render import Renderer
 from visavis.smoothing import Interpolator, Smoother
+from visavis.style import idle_of
 from visavis.types import CHANNEL, CHANNELS, MOTION_HOP, MOTION_RATE, Frame, Motion, State
 
 HEAD_CHANNELS = ("head_pitch", "head_yaw", "head_roll", "shift_x", "shift_y", "scale")
@@ -102,7 +103,8 @@ class Pipeline:
         self.config = config = config or PipelineConfig()
         self.features = FeatureExtractor()
         self.motion = MotionNet(motion_dir, config.lookahead_ms)
-        self.idle = Idle(IdleConfig.load(lookahead=self.motion.lookahead))
+        usual = IdleConfig.load(lookahead=self.motion.lookahead)
+        self.idle = Idle(idle_of(avatar.style, usual))
         self.smoother = Smoother()
         self.interpolator = Interpolator(config.fps)
         self.renderer = renderer or Renderer(

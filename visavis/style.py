@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
+from visavis.idle import IdleConfig
 from visavis.types import CHANNEL, CHANNELS
 
 SHUT = 0.5  # of a lid's way, more is a blink
 BREAK = 0.5  # seconds without a face that end a stretch of film
+LEAST_SECONDS = 20.0  # of film before its blinks are counted on
+INTERVALS = (1.5, 10.0)  # seconds between blinks that are believed
+LIVELINESS = (0.3, 1.6)  # of the head, against the usual talker, that is believed
 _HEAD = [CHANNEL[c] for c in ("head_pitch", "head_yaw", "head_roll")]
 
 
@@ -47,3 +53,32 @@ def _windows(values: np.ndarray, times: np.ndarray, length: float = 3.0) -> list
     bins = np.floor((times - times[0]) / length).astype(int)
     edges = np.flatnonzero(np.diff(bins)) + 1
     return np.split(values, edges)
+
+
+def idle_of(style: dict | None, usual: IdleConfig) -> IdleConfig:
+    """The behaviour of a person on film: their blinks, and a head as lively as theirs.
+
+    Args:
+        style: from `style_of`, perhaps by way of a file of unknown origin; None changes nothing.
+        usual: the behaviour of the usual talker.
+    """
+    if not style:
+        return usual
+    seconds, rate = _number(style.get("seconds")), _number(style.get("blinks_per_minute"))
+    heads = style.get("head_sd")
+    changes: dict = {}
+    if seconds >= LEAST_SECONDS and rate * seconds >= 3 * 60:  # three blinks
+        changes["blink_interval"] = float(np.clip(60 / rate, *INTERVALS))
+    if isinstance(heads, list) and len(heads) == 3 and min(map(_number, heads)) > 0:
+        ratio = np.mean([_number(h) for h in heads]) / np.mean(usual.sway)
+        factor = float(np.clip(ratio, *LIVELINESS))
+        for name in ("head_sd", "sway"):
+            changes[name] = tuple(factor * v for v in getattr(usual, name))
+        changes["nod"] = factor * usual.nod
+    return replace(usual, **changes)
+
+
+def _number(value: object) -> float:
+    """A finite number, or 0 for anything else."""
+    good = isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
+    return float(value) if good else 0.0
