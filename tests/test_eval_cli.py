@@ -172,6 +172,8 @@ def odd_films(shared_data, tmp_path_factory) -> Path:
     write(odd / "5_sixty.mp4", [f for f in frames[:10] for _ in range(2)], fps=60)
     write(odd / "6_one_frame.mp4", frames[:1])
     (odd / "7_cut.mp4").write_bytes(source.read_bytes()[:60_000])
+    whole = write(folder / "whole.mp4", frames[:12]).read_bytes()  # its index stands at the end
+    (odd / "7_no_index.mp4").write_bytes(whole[: len(whole) * 7 // 10])
     (odd / "8_text.mp4").write_text("no film")
     (odd / "9_spoilt_tail.mp4").write_bytes(spoilt(source))
     return folder
@@ -222,7 +224,8 @@ def test_odd_films_are_scored_or_refused_with_a_reason(odd_films, shared_data, t
     assert "ours: left out, there is no sound" in notes["5_sixty"]
     assert "faces" in refused["3_two_faces"]
     assert "1 frames, at least 8" in refused["6_one_frame"]
-    assert {"7_cut", "8_text"} <= set(refused)
+    assert {"7_no_index", "8_text"} <= set(refused)
+    assert notes["7_cut"], "what is missing of a cut film is said"
     assert all(reason in done.output for reason in refused.values())
     left_out = sum(c["faceless"] for c in split["clips"])
     assert left_out >= 7

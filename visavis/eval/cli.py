@@ -118,9 +118,22 @@ def evaluate(bench: Any, workers: int, speed: bool) -> dict[str, Any]:
         for refused in split["refused"]:
             typer.echo(f"  refused: {refused['name']}: {refused['reason']}")
         typer.echo(f"  frames left out (no face): {split['frames_left_out']}")
+        typer.echo(order_line(split["order"]))
     typer.echo("* shuffled, silence or static does better than ours")
     typer.echo(f"{as_html}\n{as_json}")
     return summary
+
+
+def order_line(checks: list[dict[str, Any]]) -> str:
+    """How many of the orders hold, and those that do not."""
+    broken = [
+        f"{c['measure']}: {c['worse']} beats {c['better']} by {-c['gain']:.3g} (p {c['p']:.2g}, "
+        f"{c['clips_in_order']} of {c['clips']} clips in order)"
+        for c in checks
+        if not c["holds"]
+    ]
+    line = f"  orders that hold: {len(checks) - len(broken)} of {len(checks)}"
+    return "\n".join([line, *(f"  broken: {b}" for b in broken)])
 
 
 def speed_section(bench: Any, speeds: Any) -> dict[str, Any]:
