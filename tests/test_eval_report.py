@@ -115,7 +115,7 @@ def test_report_is_strict_json_and_one_page(tmp_path):
     page = as_html.read_text()
     assert "<script>alert" not in page
     assert not re.search(r'(src|href)="(?!data:)', page)
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == 3  # rows, waterfall, look-ahead
 
 
 def test_paired_test_against_a_peer():
