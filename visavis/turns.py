@@ -19,7 +19,7 @@ from visavis.types import (
     State,
 )
 
-CLOSING = 3  # motion steps from open to shut: 60 ms
+CLOSING = 4  # motion steps from open to shut: 80 ms
 OPENING = 3
 FOLLOW, CLOSE, OPEN = 0, 1, 2
 _SPEECH = np.array([CHANNEL[c] for c in SPEECH_CHANNELS])
