@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from visavis.audio import read_audio
-from visavis.avatar import _crop, create_avatar
+from visavis.avatar import create_avatar, head_crop
 from visavis.eval.protocol import withheld
 from visavis.facemesh import FaceMesh
 from visavis.facemodel import LIP_INNER, LIP_OUTER
@@ -61,7 +61,7 @@ def main() -> None:
         avatar = create_avatar(real[0], mesh=mesh)
         config = PipelineConfig(tier=options.tier, fps=FPS)
         ours = [f.image for f in stream(avatar, read_audio(film), config)][: len(real)]
-        real = [_crop(image, box, avatar.size)[0] for image in real]
+        real = [head_crop(image, box, avatar.size)[0] for image in real]
         ratios.append(unsteadiness(ours, mesh) / unsteadiness(real, mesh))
     facts = {
         "tier": options.tier, "clips": len(films), "ratio": round(float(np.mean(ratios)), 3),

@@ -149,7 +149,7 @@ def create_avatar(
     image, digest = read_photo(photo)
     mesh = mesh or FaceMesh.open()
     face = check_face(image, mesh.find(image))
-    crop, points = _crop(image, face.points, size)
+    crop, points = head_crop(image, face.points, size)
     matte = person_matte(crop, points)
     plate = background_plate(crop, matte)
     model = load_face_model()
@@ -232,7 +232,7 @@ def resize_avatar(avatar: Avatar, size: int) -> Avatar:
     )
 
 
-def _crop(image: np.ndarray, points: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+def head_crop(image: np.ndarray, points: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Square head-and-shoulders crop, resized, and the points in it."""
     height, width = image.shape[:2]
     top, chin = points[10, :2], points[152, :2]
