@@ -210,7 +210,7 @@ def toy_folder(tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
     kept = tmp_path / "out" / "survey" / "toy"
     facts = []
-    for name, lag in (("a_1", 0.0), ("a_22", 60.0), ("a_333", 0.0), ("b_4444", 60.0)):
+    for name, lag in (("a_1.x", 0.0), ("a_22", 60.0), ("a_333", 0.0), ("b_4444", 60.0)):
         (tmp_path / "in" / f"{name}.mp4").touch()
         facts.append(toy_survey(kept, name, lag_ms=lag))
     (tmp_path / "in" / "c_5.mp4").touch()
@@ -226,7 +226,7 @@ def test_offsets_given_are_taken_out_and_found_ones_differ_by_what_the_clips_do(
     assert report["clips"] == 4
     assert "no speech" in report["refused"]["c_5"]
     found = report["offsets_ms"]
-    late = (found["a_22"] + found["b_4444"]) / 2 - (found["a_1"] + found["a_333"]) / 2
+    late = (found["a_22"] + found["b_4444"]) / 2 - (found["a_1.x"] + found["a_333"]) / 2
     assert 20 < late < 70
     path = toy_folder / "offsets.json"
     path.write_text(json.dumps({"*": 0, "a_22": 60}))
@@ -252,27 +252,29 @@ def test_shards_hold_the_clips_and_their_pictures(toy_folder):
         assert clip.meta == again.meta
         assert clip.talker == again.talker
         np.testing.assert_array_equal(clip.motion, again.motion)
-    assert set(read_pictures(out / "shards", rows["a_1"])) == {0, 5, 10}
-    assert rows["a_1"]["eye_px"] == pytest.approx(70, rel=0.05)
+    assert set(read_pictures(out / "shards", rows["a_1.x"])) == {0, 5, 10}
+    assert rows["a_1.x"]["eye_px"] == pytest.approx(70, rel=0.05)
     shutil.rmtree(out / "toy")
     assert [c.name for c in load_corpus(out, "toy")] == [c.name for c in single]
-    shard = out / "shards" / rows["a_1"]["shard"]
+    shard = out / "shards" / rows["a_1.x"]["shard"]
     data = bytearray(shard.read_bytes())
-    data[rows["a_1"]["offset"] + 4000] ^= 1
+    data[rows["a_1.x"]["offset"] + 4000] ^= 1
     shard.write_bytes(data)
-    with pytest.raises(InputError, match="a_1 is damaged"):
+    with pytest.raises(InputError, match="a_1.x is damaged"):
         list(read_shards(out / "shards", "toy"))
 
 
 def test_a_full_shard_is_followed_by_another_and_stale_ones_go(tmp_path):
     clip = Clip("c", "k", "t", np.zeros(16000, np.int16))
     data = save_clip(clip, tmp_path).read_bytes()
-    entries = [Entry(f"c{i}", data, {}, {"seconds": float(i)}) for i in range(5)]
+    names = [f"c{i}.v{i}" + "é" * 60 * (i == 2) for i in range(5)]  # dots, and past USTAR's names
+    entries = [Entry(n, data, {}, {"seconds": float(i)}) for i, n in enumerate(names)]
     write_shards(entries, tmp_path / "s", "k", limit=40_000)
     assert sorted(p.name for p in (tmp_path / "s").glob("*.tar")) == [
         f"k-0000{i}.tar" for i in range(3)
     ]
     assert [r["seconds"] for r in read_index(tmp_path / "s", "k")] == [0, 1, 2, 3, 4]
+    assert [c.name for c in read_shards(tmp_path / "s", "k")] == names
     write_shards(entries[:1], tmp_path / "s", "k")
     assert [p.name for p in (tmp_path / "s").glob("*.tar")] == ["k-00000.tar"]
     with pytest.raises(InputError, match="no index"):

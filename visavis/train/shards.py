@@ -66,7 +66,7 @@ def write_shards(
     while pending is not None:
         name = f"{corpus}-{number:05d}.tar"
         part = folder / f"{name}.part"
-        with tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as tar:
+        with tarfile.open(part, "w", format=tarfile.PAX_FORMAT) as tar:
             while pending is not None and (tar.offset < limit):
                 rows.append(_add(tar, pending) | {"shard": name, "corpus": corpus})
                 pending = next(source, None)
@@ -125,8 +125,8 @@ def read_pictures(folder: str | Path, row: dict[str, Any]) -> dict[int, bytes]:
 
 def _add(tar: tarfile.TarFile, entry: Entry) -> dict[str, Any]:
     """Append one clip; its row of the index."""
-    start = tar.offset + tarfile.BLOCKSIZE  # USTAR: one header block, then the bytes
     _member(tar, f"{entry.name}.safetensors", entry.data)
+    start = tar.offset - -(-len(entry.data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
     for frame, jpeg in sorted(entry.pictures.items()):
         _member(tar, f"{entry.name}.{frame:05d}.jpg", jpeg)
     return entry.facts | {

@@ -103,8 +103,8 @@ def survey(source: Source) -> dict[str, Any]:
 def kept_facts(source: Source) -> dict[str, Any] | None:
     """Facts of an earlier run over the very same file, or None."""
     kept = Path(source.kept)
-    facts = _facts_of(kept.with_suffix(".json"))
-    if facts.get("stamp") == _stamp(source) and kept.with_suffix(".npz").exists():
+    facts = _facts_of(_file(kept, ".json"))
+    if facts.get("stamp") == _stamp(source) and _file(kept, ".npz").exists():
         return facts | {"fresh": False}
     return None
 
@@ -125,19 +125,19 @@ def write_survey(found: Survey, kept: Path) -> None:
             "points": track.points, "times": track.times, "scores": track.scores,
             "size": np.array(track.size),
         }  # fmt: skip
-    np.savez(kept.with_suffix(".npz"), **arrays)
+    np.savez(_file(kept, ".npz"), **arrays)
     facts = found.facts | {"alignment": asdict(found.alignment)}
-    part = kept.with_suffix(".part")
+    part = _file(kept, ".part")
     part.write_text(json.dumps(facts), encoding="utf-8")
-    part.replace(kept.with_suffix(".json"))
+    part.replace(_file(kept, ".json"))
 
 
 def read_survey(kept: str | Path) -> Survey:
     """What ``write_survey`` kept."""
     kept = Path(kept)
-    facts = _facts_of(kept.with_suffix(".json"))
+    facts = _facts_of(_file(kept, ".json"))
     said = facts.pop("alignment")
-    with np.load(kept.with_suffix(".npz")) as a:
+    with np.load(_file(kept, ".npz")) as a:
         track = None
         if "points" in a:
             track = Track(a["points"], a["times"], a["scores"], tuple(int(v) for v in a["size"]))
@@ -160,6 +160,11 @@ def read_pcm(path: str | Path) -> np.ndarray:
     """
     sound = np.concatenate([*read_audio(path), np.zeros(0, np.float32)])
     return np.round(np.clip(sound, -1, 1) * 32767).astype(np.int16)
+
+
+def _file(kept: Path, suffix: str) -> Path:
+    """A file of a survey; a dot in the clip's own name is no suffix."""
+    return kept.with_name(kept.name + suffix)
 
 
 def _stamp(source: Source) -> str:

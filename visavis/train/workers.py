@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -24,6 +25,8 @@ def survey_all(
     A file that kills its process is tried once more alone, and refused if it does so again.
     """
     found, todo = _split(sources)
+    if progress and found:
+        progress(len(found), len(sources))
     if not todo:
         return [found[i] for i in range(len(sources))]
     broken: list[int] = []
@@ -63,6 +66,8 @@ def survey_all_with_ray(
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("--ray needs Ray: pip install 'visavis[scale]'")
     found, todo = _split(sources)
+    if progress and found:
+        progress(len(found), len(sources))
     if not todo:
         return [found[i] for i in range(len(sources))]
     import ray
@@ -79,7 +84,7 @@ def survey_all_with_ray(
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
         results = dataset.map(survey_row, num_cpus=1)
         for row in results.iter_rows():
-            found[row["index"]] = row["facts"]
+            found[row["index"]] = json.loads(row["facts"])
             if progress:
                 progress(len(found), len(sources))
     finally:
@@ -91,7 +96,8 @@ def survey_all_with_ray(
 def survey_row(row: dict[str, Any]) -> dict[str, Any]:
     """One row of the Ray job: the fields of a ``Source`` and its index."""
     index = row.pop("index")
-    return {"index": index, "facts": survey(Source(**row))}
+    # As text: Arrow would give every row the keys of all.
+    return {"index": index, "facts": json.dumps(survey(Source(**row)))}
 
 
 def _split(sources: list[Source]) -> tuple[dict[int, dict[str, Any]], list[int]]:
