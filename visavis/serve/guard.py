@@ -142,19 +142,27 @@ class Guard:
 
     async def _http(self, scope: dict, receive: Any, send: Any) -> None:
         taken, begun = 0, False
+        refusal: tuple[int, str] | None = None  # found while the body was read
 
         async def limited() -> dict:
-            nonlocal taken
+            nonlocal taken, refusal
             if begun:
                 return await receive()  # only a disconnect can come
-            message = await asyncio.wait_for(receive(), BODY_TIMEOUT_S)
+            try:
+                message = await asyncio.wait_for(receive(), BODY_TIMEOUT_S)
+            except TimeoutError:
+                refusal = 408, "the request came too slowly"
+                raise
             taken += len(message.get("body", b""))
             if taken > self._limit:
+                refusal = 413, f"at most {self._config.upload_mb} MB are taken"
                 raise TooLarge
             return message
 
         async def dressed(message: dict) -> None:
             nonlocal begun
+            if refusal and not begun:
+                return  # FastAPI makes a 400 of whatever fails while it reads a form
             if message["type"] == "http.response.start":
                 begun = True
                 own = dict(HEADERS)
@@ -167,13 +175,11 @@ class Guard:
 
         try:
             await self._app(scope, limited, dressed)
-        except TooLarge:
-            if not begun:
-                text = f"at most {self._config.upload_mb} MB are taken"
-                await self._refuse(scope, receive, send, 413, text)
-        except TimeoutError:
-            if not begun:
-                await self._refuse(scope, receive, send, 408, "the request came too slowly")
+        except (TooLarge, TimeoutError):
+            if not refusal:
+                raise
+        if refusal and not begun:
+            await self._refuse(scope, receive, send, *refusal)
 
     async def _refuse(self, scope: dict, receive: Any, send: Any, status: int, why: str) -> None:
         self._metrics.requests.labels(str(status)).inc()
