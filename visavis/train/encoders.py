@@ -32,6 +32,7 @@ REFUSED = {
     "made from them may have to be shared alike (its repository says MIT; microsoft/unilm issue 1757 "
     "asks which holds and has no answer)"
 }
+AT_ONCE = 16  # windows worked off side by side where a whole clip is at hand
 FLOOR = 1e-5  # of a window's variance: silence is not turned up to the level of speech
 
 
@@ -154,7 +155,13 @@ class EncoderStage:
         sound = np.concatenate([state["encoder/sound"][:, :held], chunk], axis=1)
         length, hop = g.steps * MOTION_HOP, g.chunk * MOTION_HOP
         count = max(0, (sound.shape[1] - length) // hop + 1)
-        parts = [self._answer(sound[:, i * hop : i * hop + length]) for i in range(count)]
+        starts = np.arange(count) * hop
+        parts = [
+            self._answer(
+                np.stack([sound[:, a : a + length] for a in starts[i : i + AT_ONCE]], axis=1)
+            )
+            for i in range(0, count, AT_ONCE)
+        ]
         rest = np.ascontiguousarray(sound[:, count * hop :])
         kept = np.zeros_like(state["encoder/sound"])
         kept[:, : rest.shape[1]] = rest
@@ -180,7 +187,9 @@ class EncoderStage:
 
     @torch.no_grad()
     def _answer(self, windows: np.ndarray) -> np.ndarray:
-        return self.encoder.answer(torch.from_numpy(np.ascontiguousarray(windows))).numpy()
+        """Windows ``(B, N, samples)`` to ``(B, N * chunk, width)``."""
+        flat = torch.from_numpy(windows).flatten(0, 1)
+        return self.encoder.answer(flat).unflatten(0, windows.shape[:2]).flatten(1, 2).numpy()
 
 
 def load_encoder(recipe: MotionRecipe, accept_licence: bool = False) -> ChunkedEncoder:

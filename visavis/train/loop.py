@@ -269,7 +269,8 @@ def train(
     if checkpoint.exists():
         run = load_run(run, checkpoint)
         report(f"resumed at step {run.step}")
-    began, first, sums, count = time.monotonic(), run.step, {}, 0
+    began, spent, first = time.monotonic(), time.process_time(), run.step
+    sums, count = {}, 0
     source = batches(pools, recipe.batch, recipe.steps, recipe.seed, run.step, front)
     end = min(stop or recipe.iterations, recipe.iterations)
     with journal(folder, board and ranks.leads) as write:
@@ -279,8 +280,12 @@ def train(
             count += 1
             if run.step % recipe.checkpoint_every == 0 or run.step == end:
                 line = {k: round(v / count, 4) for k, v in sums.items()}
-                pace = (time.monotonic() - began) / max(run.step - first, 1)
-                line |= {"step": run.step, "seconds_per_step": round(pace, 3)}
+                done = max(run.step - first, 1)
+                line |= {
+                    "step": run.step,
+                    "seconds_per_step": round((time.monotonic() - began) / done, 3),
+                    "core_seconds_per_step": round((time.process_time() - spent) / done, 3),
+                }
                 sums, count = {}, 0
                 if ranks.leads:
                     write(line)
