@@ -57,6 +57,10 @@ class Mute:
         held = hops[0] <= LATENCY_HOPS - 2
         return state | {"mute/hops": hops}, self.row[:, :0] if held else self.row
 
+    def to_frames(self, state: dict, steps: np.ndarray, timer: object) -> tuple[dict, np.ndarray]:
+        after, rows = self.interpolator.step(state, steps)
+        return state | after, rows
+
 
 def rss() -> int:
     """Resident memory, bytes."""

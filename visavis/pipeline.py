@@ -56,7 +56,6 @@ class PipelineConfig(Config):
         return fps
 
 
-
 Timer = Callable[[str], object]
 
 
@@ -75,7 +74,8 @@ class StageClock:
 
 
 @contextmanager
-def _untimed(stage: str) -> Iterator[None]:
+def untimed(stage: str) -> Iterator[None]:
+    """The `Timer` of who does not want to know."""
     yield
 
 
@@ -138,7 +138,7 @@ class Pipeline:
         return state | self.idle.init_state(batch, self.config.seed if seed is None else seed)
 
     def step(
-        self, state: State, pcm: np.ndarray, timer: Timer = _untimed
+        self, state: State, pcm: np.ndarray, timer: Timer = untimed
     ) -> tuple[State, list[Frame]]:
         """Hear a chunk, show what it allows.
 
@@ -151,21 +151,21 @@ class Pipeline:
             The next state and the frames that are due, in order.
         """
         state, steps = self.hear(state, pcm, timer)
-        state, rows = self._to_frames(state, steps, timer)
+        state, rows = self.to_frames(state, steps, timer)
         return self.draw(state, rows, timer)
 
-    def flush(self, state: State, timer: Timer = _untimed) -> list[Frame]:
+    def flush(self, state: State, timer: Timer = untimed) -> list[Frame]:
         """The frames still owed when the sound has ended: ``round(duration * fps)`` in all."""
         return list(self.drain(*self.hear_rest(state, timer), timer))
 
-    def drain(self, state: State, steps: np.ndarray, timer: Timer = _untimed) -> Iterator[Frame]:
+    def drain(self, state: State, steps: np.ndarray, timer: Timer = untimed) -> Iterator[Frame]:
         """The frames still owed, one by one.
 
         Args:
             state: after ``hear_rest``.
             steps: the motion that ``hear_rest`` gave.
         """
-        state, rows = self._to_frames(state, steps, timer)
+        state, rows = self.to_frames(state, steps, timer)
         samples = int(state["pipeline/samples"][0])
         rows = np.concatenate([rows, self.interpolator.flush(state, samples)], axis=1)
         for k in range(rows.shape[1]):
@@ -173,7 +173,7 @@ class Pipeline:
             yield from frames
 
     def hear(
-        self, state: State, pcm: np.ndarray, timer: Timer = _untimed
+        self, state: State, pcm: np.ndarray, timer: Timer = untimed
     ) -> tuple[State, np.ndarray]:
         """Sound to smooth motion.
 
@@ -196,7 +196,7 @@ class Pipeline:
             return _run(self.smoother, state, speech + idle)
 
     def draw(
-        self, state: State, rows: np.ndarray, timer: Timer = _untimed
+        self, state: State, rows: np.ndarray, timer: Timer = untimed
     ) -> tuple[State, list[Frame]]:
         """Frames for ``(1, K, D)`` motion rows."""
         if not rows.shape[1]:
@@ -210,11 +210,14 @@ class Pipeline:
             Frame(first + k, image, self.config.fps) for k, image in enumerate(images[0])
         ]
 
-    def _to_frames(self, state: State, steps: np.ndarray, timer: Timer) -> tuple[State, np.ndarray]:
+    def to_frames(
+        self, state: State, steps: np.ndarray, timer: Timer = untimed
+    ) -> tuple[State, np.ndarray]:
+        """Motion at 50 Hz to the rows of the frames it allows, ``(B, K, D)``."""
         with timer("smoothing"):
             return _run(self.interpolator, state, steps)
 
-    def hear_rest(self, state: State, timer: Timer = _untimed) -> tuple[State, np.ndarray]:
+    def hear_rest(self, state: State, timer: Timer = untimed) -> tuple[State, np.ndarray]:
         """The sound has ended: the motion still owed, each stage drained into the next."""
         with timer("features"):
             features = self.features.flush(state)
@@ -260,7 +263,7 @@ def stream(
     config: PipelineConfig | None = None,
     *,
     pipeline: Pipeline | None = None,
-    timer: Timer = _untimed,
+    timer: Timer = untimed,
     on_motion: Callable[[np.ndarray], None] | None = None,
 ) -> Iterator[Frame]:
     """Frames as the sound comes.
@@ -285,7 +288,7 @@ def stream(
             state, steps = pipe.hear(state, piece, timer)
             if on_motion and steps.shape[1]:
                 on_motion(steps[0])
-            state, rows = pipe._to_frames(state, steps, timer)
+            state, rows = pipe.to_frames(state, steps, timer)
             state, frames = pipe.draw(state, rows, timer)
             yield from frames
     state, steps = pipe.hear_rest(state, timer)
@@ -302,7 +305,7 @@ def render(
     *,
     progress: Callable[[int], None] | None = None,
     motion_out: str | Path | None = None,
-    timer: Timer = _untimed,
+    timer: Timer = untimed,
 ) -> RenderReport:
     """A sound file to a film with that sound.
 

@@ -22,11 +22,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from visavis.clock import Clock, MonotonicClock
 from visavis.errors import ConfigError, InputError
-from visavis.pipeline import Pipeline, Timer, _untimed
+from visavis.pipeline import Pipeline, Timer, untimed
 from visavis.render import Renderer
 from visavis.turns import Listening, MouthGate
 from visavis.types import MOTION_HOP, SAMPLE_RATE, State
-from visavis.voice import ENDS, SAID, Fifo, Voice, _door, check_pcm
+from visavis.voice import ENDS, SAID, Fifo, Voice, check_pcm, door
 
 SAMPLE_NS = 1_000_000_000 // SAMPLE_RATE  # 62 500 exactly
 STATE_VERSION = 2
@@ -154,7 +154,7 @@ class Session:
         clock: Clock | None = None,
         fallbacks: tuple[Renderer, ...] = (),
         seed: int | None = None,
-        timer: Timer = _untimed,
+        timer: Timer = untimed,
     ):
         self.config = config = config or SessionConfig()
         if config.audio_rate not in (16_000, 48_000):
@@ -213,8 +213,8 @@ class Session:
         pcm = check_pcm(pcm, sample_rate)[-sample_rate // 2 :]
         if sample_rate != self._user_rate:
             self._user_rate = sample_rate
-            self._user_state = _door(sample_rate).init_state()
-        self._user_state, heard = _door(sample_rate).step(self._user_state, pcm[None])
+            self._user_state = door(sample_rate).init_state()
+        self._user_state, heard = door(sample_rate).step(self._user_state, pcm[None])
         self._user.push(heard[0])
         self._user.take(max(0, len(self._user) - SAMPLE_RATE // 2))
 
@@ -289,9 +289,7 @@ class Session:
         self._said.append(said)
         self._state, steps = self._pipe.hear(self._state, heard[None], self._timer)
         steps = self._compose(steps)
-        with self._timer("smoothing"):
-            after, rows = self._pipe.interpolator.step(self._state, steps)
-        self._state |= after
+        self._state, rows = self._pipe.to_frames(self._state, steps, self._timer)
         self._hops += 1
         due_rows = []
         for row in rows[0]:

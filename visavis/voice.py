@@ -68,7 +68,8 @@ class Fifo:
 
 
 @lru_cache(maxsize=8)
-def _door(rate: int) -> AudioIn:
+def door(rate: int) -> AudioIn:
+    """The way in for live sound of a rate: 16 kHz mono, made sure of."""
     return AudioIn(rate)
 
 
@@ -148,9 +149,12 @@ class Voice:
         if rate != self._rate:
             self._flush()
             self._rate = rate
-            self._in, self._out = _door(rate).init_state(), _resampler(rate, self.rate_out).init_state()
+            self._in, self._out = (
+                door(rate).init_state(),
+                _resampler(rate, self.rate_out).init_state(),
+            )
         self._ended = False
-        self._in, heard = _door(rate).step(self._in, pcm[None])
+        self._in, heard = door(rate).step(self._in, pcm[None])
         self._out, shown = _resampler(rate, self.rate_out).step(self._out, pcm[None])
         self._heard.push(heard[0])
         self._shown.push(shown[0])
@@ -168,7 +172,7 @@ class Voice:
     def _flush(self) -> None:
         if not self._rate:
             return
-        self._heard.push(_door(self._rate).flush(self._in)[0])
+        self._heard.push(door(self._rate).flush(self._in)[0])
         self._shown.push(_resampler(self._rate, self.rate_out).flush(self._out)[0])
         self._rate, self._in, self._out = 0, {}, {}
         # the two rates round apart by less than a sample
