@@ -169,11 +169,14 @@ def make_app(config: ServeConfig) -> Any:
     Raises:
         VisavisError: an avatar or a model cannot be used.
     """
+    import cv2
+
     from visavis.serve.app import build_app
     from visavis.serve.capacity import core_ms_per_frame, session_limit
     from visavis.serve.library import Library
     from visavis.session import SessionConfig
 
+    cv2.setNumThreads(1)  # one core a worker
     library = Library(config.size, config.uploads_kept)
     library.open(config.avatars)
     models = make_models(config, library)
@@ -194,9 +197,6 @@ def _settle() -> None:
     Python hands its lock over every 5 ms where two threads want it, which a frame with a hundred
     short steps feels; the first full garbage collection would walk through all that was loaded.
     """
-    import cv2
-
-    cv2.setNumThreads(1)  # one core a worker
     sys.setswitchinterval(0.001)
     gc.collect()
     gc.freeze()
