@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, File, Form, HTTPException, Request, UploadFile, WebSocket
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -101,6 +101,30 @@ def _note_failure(task: asyncio.Task) -> None:
         log.warning("background work failed", extra={"error": repr(task.exception())})
 
 
+class Refusal(BaseModel):
+    """Body of every answer that is no success: the reason, or where a request was malformed."""
+
+    detail: str | list[dict[str, Any]]
+
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    code: {"description": text, "model": Refusal}
+    for code, text in {
+        400: "The body cannot be read",
+        401: "A token is needed",
+        403: "This origin is not allowed",
+        404: "No such thing, or no more",
+        408: "The body came too slowly",
+        409: "Not now",
+        413: "Too large",
+        421: "Another host is meant",
+        422: "It cannot be used, and why",
+        429: "Too many requests",
+        503: "Full, or going down; see Retry-After",
+    }.items()
+}
+
+
 class NewSession(BaseModel):
     """Body of ``POST /sessions``."""
 
@@ -164,7 +188,13 @@ def build_app(
         await engine.stop()
         await asyncio.to_thread(jobs.close)
 
-    app = FastAPI(title="visavis", version=visavis.__version__, lifespan=life, redoc_url=None)
+    app = FastAPI(
+        title="visavis",
+        version=visavis.__version__,
+        lifespan=life,
+        redoc_url=None,
+        responses=REFUSALS,
+    )
     app.state.hall = hall
     app.add_middleware(Guard, config=config, metrics=metrics, clock=engine.clock)
     app.add_exception_handler(VisavisError, _explain)
@@ -218,7 +248,7 @@ def _info_routes(app: FastAPI, hall: Hall) -> None:
         }
         return JSONResponse(facts, 503 if hall.draining else 200)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Prometheus exposition."""
         return Response(hall.metrics.text(), media_type="text/plain; version=0.0.4")
@@ -341,7 +371,7 @@ def _avatar_routes(app: FastAPI, hall: Hall) -> None:
             entry = await asyncio.to_thread(hall.library.upload, data, name, text)
         return entry.public()
 
-    @app.get("/avatars/{name}/image")
+    @app.get("/avatars/{name}/image", response_class=Response)
     async def image(name: str) -> Response:
         """A small JPEG."""
         try:
@@ -380,7 +410,7 @@ def _job_routes(app: FastAPI, hall: Hall) -> None:
         """How far it is."""
         return job_of(name).public()
 
-    @app.get("/render/{name}/film")
+    @app.get("/render/{name}/film", response_class=FileResponse)
     async def film(name: str) -> FileResponse:
         """The film."""
         job = job_of(name)
