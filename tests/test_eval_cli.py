@@ -138,7 +138,7 @@ def test_a_protocol_ranks_what_is_known_and_resumes(shared_data, tmp_path):
 ODD = """
 name = "odd"
 description = "films that are odd"
-size = 128
+size = 256
 image_every = 15
 temporal_every = 4
 temporal_size = 64

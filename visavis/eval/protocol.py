@@ -59,7 +59,7 @@ class Protocol(BaseModel):
     name: str
     description: str
     seed: int = 0
-    size: int = Field(512, ge=128)  # px, side of the frame in which everything is compared
+    size: int = Field(512, ge=256, le=1024)  # px, side of the frame in which everything is compared
     image_every: int = Field(1, ge=1)  # frames between image measures
     temporal_every: int = Field(1, ge=1)  # runs of frames: 1 = all of them
     temporal_size: int = Field(256, ge=64)  # px, flow and warping error are measured at this size
