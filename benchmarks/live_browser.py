@@ -338,7 +338,7 @@ def interruptions(page: Page, watch: Watch, speech: Path, count: int) -> dict:
     page.wait_for_timeout(1500)
     for _ in range(count):
         page.set_input_files("#sound", speech)
-        page.wait_for_timeout(700 + 1300 * chance.random())
+        page.wait_for_timeout(600 + 800 * chance.random())
         at, quiet = page.evaluate(INTERRUPT)
         clicks.append(at)
         hushed.append(quiet)
