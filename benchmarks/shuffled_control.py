@@ -13,10 +13,10 @@ import argparse
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
+from visavis.avatar import create_avatar
 from visavis.errors import InputError
 from visavis.eval import lips, protocol
 from visavis.eval.clips import motion_of, read_clip, read_sound
@@ -27,8 +27,7 @@ from visavis.eval.stats import bootstrap
 from visavis.facemesh import FaceMesh
 from visavis.pipeline import Pipeline, PipelineConfig
 from visavis.types import CHANNEL, SAMPLE_RATE
-
-UNDRAWN = SimpleNamespace(init_state=lambda batch=1: {})  # a renderer that is never asked to draw
+from visavis.video import read_video
 
 
 def scores(pipe: Pipeline, job, mesh: FaceMesh, cache: Path) -> dict[str, tuple[float, float]]:
@@ -59,11 +58,12 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("runs/eval-cache"))
     args = parser.parse_args()
     mesh = FaceMesh.open(args.models)
-    pipe = Pipeline(None, PipelineConfig.of(tier="mesh", size=256), renderer=UNDRAWN)
+    jobs = [j for j in jobs_of(protocol.load(args.protocol), args.data) if j.film]
+    still = next(iter(read_video(jobs[0].film)))[2]
+    avatar = create_avatar(still, size=256, mesh=mesh)  # nothing is drawn with it
+    pipe = Pipeline(avatar, PipelineConfig.of(tier="mesh", size=256))
     splits: dict[str, list[dict]] = {}
-    for job in jobs_of(protocol.load(args.protocol), args.data):
-        if job.film is None:
-            continue
+    for job in jobs:
         try:
             splits.setdefault(job.split.name, []).append(scores(pipe, job, mesh, args.cache))
         except InputError as error:
