@@ -282,9 +282,11 @@ def _pack(avatar: Avatar) -> bytes:
         "geometry.safetensors": save(arrays),
     }
     if avatar.likeness is not None:
-        members["likeness.safetensors"] = save(avatar.likeness.arrays())
+        # safetensors writes memory as it lies, whatever the strides
+        learned = {k: np.ascontiguousarray(v) for k, v in avatar.likeness.arrays().items()}
+        members["likeness.safetensors"] = save(learned)
     if avatar.mouth_weights is not None:
-        halves = {k: np.asarray(v, np.float16) for k, v in avatar.mouth_weights.items()}
+        halves = {k: np.ascontiguousarray(v, np.float16) for k, v in avatar.mouth_weights.items()}
         members["mouth.safetensors"] = save(halves)
     if avatar.style is not None:
         members["style.json"] = json.dumps(avatar.style, indent=1).encode()

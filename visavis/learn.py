@@ -160,7 +160,7 @@ def typical_motions(motion: np.ndarray, rng: np.random.Generator) -> Features:
         scaled[np.sort(rng.permutation(len(scaled))[:count])][:, rows]
         for count, rows in zip(CENTRES, (POSE, SPEECH), strict=True)
     ]
-    rows = [np.asarray(x, np.float32) for x in (low, high, mean, spread, *picks, WIDTHS)]
+    rows = [np.ascontiguousarray(x, np.float32) for x in (low, high, mean, spread, *picks, WIDTHS)]
     return Features(*rows)
 
 
