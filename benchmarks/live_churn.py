@@ -1,6 +1,6 @@
 """Sessions opened and killed at random points: what the server keeps of them. One JSON line.
 
-    python benchmarks/live_churn.py --sessions 500
+python benchmarks/live_churn.py --sessions 500
 """
 
 from __future__ import annotations

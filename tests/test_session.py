@@ -55,7 +55,9 @@ def test_sound_and_frames_are_late_by_the_latency_exactly(fps):
     session, clock = make(fps=fps)
     list(session.advance())
     for item in run(session, clock, 150):
-        content = Fraction(item.pts, item.rate) if isinstance(item, AudioBlock) else item.pts / item.fps
+        content = (
+            Fraction(item.pts, item.rate) if isinstance(item, AudioBlock) else item.pts / item.fps
+        )
         exact = content * 16_000 + session.latency_samples
         assert 0 <= item.due - exact < 1
         # it came in the hop in which it is due: never late, never more than 20 ms early
@@ -270,7 +272,11 @@ def test_a_day_leaves_nothing_behind():
     for name in ("_hops", "_steps"):
         setattr(session, name, getattr(session, name) + day)
     state = session._state
-    for name, more in (("pipeline/frames", 30), ("interpolator/frames", 30), ("interpolator/steps", 50)):
+    for name, more in (
+        ("pipeline/frames", 30),
+        ("interpolator/frames", 30),
+        ("interpolator/steps", 50),
+    ):
         state[name] = state[name] + more * 24 * 3600
     session._anchor -= day * HOP_NS
     tracemalloc.start()
@@ -415,7 +421,9 @@ def test_no_order_of_calls_breaks_the_clock(actions, seed):
         elif name == "wait":
             out += run(session, clock, count)
         else:
-            {"clear": session.clear_buffer, "end": session.end_of_speech, "pause": session.pause}[name]()
+            {"clear": session.clear_buffer, "end": session.end_of_speech, "pause": session.pause}[
+                name
+            ]()
     blocks = [i for i in out if isinstance(i, AudioBlock)]
     assert [b.pts for b in blocks] == list(range(0, 960 * len(blocks), 960))
     pts = [f.pts for f in frames_of(out)]

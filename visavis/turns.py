@@ -124,7 +124,9 @@ class Listening:
             "listen/again": np.zeros(1, np.int64),  # steps to the second beat of a nod
         }
 
-    def step(self, state: State, pcm: np.ndarray | None, row: np.ndarray) -> tuple[State, np.ndarray]:
+    def step(
+        self, state: State, pcm: np.ndarray | None, row: np.ndarray
+    ) -> tuple[State, np.ndarray]:
         """One motion step.
 
         Args:
