@@ -237,7 +237,14 @@ def offset_facts(watch: Watch, frames: dict[str, np.ndarray]) -> dict:
         if s.get("audio", {}).get("estimatedPlayoutTimestamp")
         and s.get("video", {}).get("estimatedPlayoutTimestamp")
     ]
-    facts = spread("av_offset_ms", marks[:, 1], (1, 50, 99)) | {"marks": len(marks)}
+    # a track delivers its sound before the device plays it, by Chromium's own account of that
+    outs = [
+        s["playout"] for s in watch.kept["stats"] if s.get("playout", {}).get("totalSamplesCount")
+    ]
+    device = 1000 * outs[-1]["totalPlayoutDelay"] / outs[-1]["totalSamplesCount"] if outs else 0.0
+    facts = spread("av_offset_delivered_ms", marks[:, 1], (1, 50, 99)) | {"marks": len(marks)}
+    marks[:, 1] -= device
+    facts |= spread("av_offset_ms", marks[:, 1], (1, 50, 99))
     if len(marks) > 20:
         slope = np.polyfit(marks[:, 0] / 60_000, marks[:, 1], 1)[0]
         facts["av_trend_ms_per_minute"] = round(float(slope), 3)
@@ -410,6 +417,7 @@ def measure(page: Page, address: str, pid: int, chromium: int, options: argparse
         **word_facts(watch, frames),
         "server_core_percent": round(100 * used[0] / options.seconds, 1),
         "chromium_core_percent": round(100 * (used[1] - used[0]) / options.seconds, 1),
+        "rss_mb": [r >> 20 for r in watch.rss[:: max(1, len(watch.rss) // 12)]],
         "rss_growth_percent": round(100 * (rss[-1] / rss[0] - 1), 2),
         "browser": browser_facts(watch.kept["stats"]),
         "server": server_facts(address),

@@ -45,7 +45,8 @@ class SessionConfig(BaseModel):
         late_frames: a frame later than this many frames is dropped.
         catch_up_ms: a stall longer than this is not caught up: the conversation pauses.
         step_down_late: of the last ten frames, this many late ones lower the tier.
-        step_up_s: seconds without a late frame before the tier is raised; doubles when it fails.
+        step_up_s: seconds without two late frames of ten before the tier is raised; doubles, up to a
+            minute, when it fails.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -113,11 +114,11 @@ class Tiers:
     def note(self, late: bool, now_ns: int) -> None:
         """One frame was drawn, in time or late."""
         self._recent.append(late)
-        if late or self._good_since is None:
+        if sum(self._recent) > 1 or self._good_since is None:  # one late frame is no overload
             self._good_since = now_ns
         if sum(self._recent) >= self._config.step_down_late and self.level + 1 < self._count:
             failed = self._raised_at is not None and now_ns - self._raised_at < self._wait * 1e9
-            self._wait = min(self._wait * 2, 300.0) if failed else self._config.step_up_s
+            self._wait = min(self._wait * 2, 60.0) if failed else self._config.step_up_s
             self._move(self.level + 1, now_ns)
         elif self.level and now_ns - self._good_since > self._wait * 1e9:
             self._raised_at = now_ns

@@ -269,20 +269,27 @@ class Call {
     const held = (1000 * (this.last.held - last.held)) / Math.max(1, this.last.out - last.out);
     const [a, v] = [audio?.estimatedPlayoutTimestamp, video.estimatedPlayoutTimestamp];
     if (!a || !v) return { fps, network_ms: 500 * trip + held };
-    this.align(a - v, held);
+    this.align(a - v, audio, video);
     return { fps, network_ms: 500 * trip + held, offset_ms: a - v };
   }
 
-  // Browsers leave sound and picture up to 30 ms apart. The one that is ahead is held back by the rest.
-  align(offset, pictures) {
-    this.apart = (this.apart ?? offset) + 0.4 * (offset - (this.apart ?? offset));
-    if (Math.abs(this.apart) < 6 || Math.abs(this.apart) > 300) return;
+  // Browsers leave sound and picture up to 30 ms apart. Both are asked to wait for what the slower needs
+  // by its network alone (what they wait in fact contains our own wish), and what is left is trimmed.
+  align(offset, audio, video) {
+    const now = [audio, video].map((r) => ({ least: r.jitterBufferMinimumDelay ?? 0, out: r.jitterBufferEmittedCount ?? 0 }));
+    const before = this.least ?? now;
+    this.least = now;
+    const needs = now.map((n, i) => (1000 * (n.least - before[i].least)) / Math.max(1, n.out - before[i].out));
+    const need = Math.min(200, Math.max(...needs));
+    this.need = (this.need ?? need) + (need > this.need ? 0.3 : 0.1) * (need - (this.need ?? need));
+    if (Math.abs(offset) < 300) this.trim = Math.max(-40, Math.min(40, 0.995 * (this.trim ?? 0) + 0.05 * offset));
     const [picture, sound] = this.receivers;
-    const behind = -this.apart; // of the sound
-    if (behind > 0 && sound.jitterBufferTarget > 0) sound.jitterBufferTarget = Math.max(0, sound.jitterBufferTarget - behind / 3);
-    else if (behind > 0) picture.jitterBufferTarget = Math.min(400, Math.max(picture.jitterBufferTarget, pictures) + behind / 3);
-    else if (picture.jitterBufferTarget > 0) picture.jitterBufferTarget = Math.max(0, picture.jitterBufferTarget + behind / 3);
-    else sound.jitterBufferTarget = Math.min(400, Math.max(sound.jitterBufferTarget, this.buffered ?? 0) - behind / 3);
+    const aim = (receiver, value) => {
+      const target = 5 * Math.round(value / 5);
+      if (receiver.jitterBufferTarget !== target) receiver.jitterBufferTarget = target;
+    };
+    aim(sound, this.need + Math.max(0, this.trim));
+    aim(picture, this.need + Math.max(0, -this.trim));
   }
 
   close(why) {
