@@ -113,7 +113,16 @@ def main() -> None:
         real = [canvas.frame(f) for f in clip.frames]
         points = canvas.points(clip.track.points)
         track = Track(points, clip.times, clip.track.scores, (avatar.size,) * 2)
-        driving, sheet = driving_motion(track, avatar), [real[len(real) // 2]]
+        driving, sheet = (
+            driving_motion(track, avatar),
+            [
+                real[
+                    np.arange(1, len(real), given.frames)[
+                        len(range(1, len(real), given.frames)) // 2
+                    ]
+                ]
+            ],
+        )
         for row, got in rows.items():
             motion, who = driving, avatar
             if row == "photo":

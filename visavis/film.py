@@ -13,6 +13,8 @@ from visavis.track import Track, motion_of_track
 from visavis.types import CHANNEL, RANGE_HIGH, RANGE_LOW
 
 HEAD = [CHANNEL[c] for c in ("head_pitch", "head_yaw", "head_roll")]
+SEAT = [CHANNEL[c] for c in ("shift_x", "shift_y", "scale")]
+SEAT_REACH = 4.0  # times their usual range: who sits elsewhere than in the photo is drawn there
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def driving_motion(track: Track, avatar: Avatar) -> np.ndarray:
     """A film's motion for the renderer, ``(T, D)``: against the avatar's neutral and resting head.
 
     Measured head angles are against the camera; the renderer turns the photo's own pose, so the
-    rest is divided out.
+    rest is divided out. All channels stay within their ranges but those of the seat.
 
     Args:
         track: with points in avatar pixels.
@@ -89,4 +91,7 @@ def driving_motion(track: Track, avatar: Avatar) -> np.ndarray:
     for row in motion:
         turn = rotation_of(*map(float, row[HEAD])) @ avatar.rest.rotation.T
         row[HEAD] = angles_of(turn)
-    return np.clip(motion, RANGE_LOW, RANGE_HIGH)
+    low, high = RANGE_LOW.copy(), RANGE_HIGH.copy()
+    low[SEAT] *= SEAT_REACH
+    high[SEAT] *= SEAT_REACH
+    return np.clip(motion, low, high)
