@@ -254,7 +254,7 @@ def test_tracks_are_cached_by_content(clip, mesh, tmp_path):
 
 def test_canvas_is_the_avatars_own_crop(clip, mesh):
     from visavis.avatar import create_avatar
-    from visavis.eval.canvas import canvas_of
+    from visavis.film import canvas_of
 
     avatar = create_avatar(clip.frames[0], size=256, mesh=mesh)
     found = mesh.find(clip.frames[0])[0].points

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "visavis"
 # The path of sight is a chain: points -> face model -> photo, matte, track -> avatar -> render.
 RANKS = (
     {"types", "errors"},
-    {"backends", "clock", "config", "media", "modelstore", "licenses"},
+    {"backends", "clock", "config", "console", "media", "modelstore", "licenses"},
     {"audio", "video", "features", "motionfile", "smoothing", "facemodel", "facemesh", "raster"},
     {"motion", "idle", "mouth", "matte", "photo", "track"},
     {"likeness", "style"},

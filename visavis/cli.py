@@ -6,9 +6,7 @@ Exit status: 0 done; 2 the input or the output cannot be used; 1 a model is miss
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ from rich.console import Console
 from typer.exceptions import TyperException
 
 from visavis import cli_train
+from visavis.console import progress_bar, say, stop_if_told, watch_signals
 from visavis.errors import ConfigError, ImageError, InputError, OutputError, VisavisError
 from visavis.eval.cli import app as eval_app
 from visavis.serve import cli as cli_serve
@@ -65,9 +64,7 @@ Who = Annotated[Path, typer.Argument(metavar="AVATAR|IMAGE", help="An .avatar fi
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    _received.clear()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _on_signal)
+    watch_signals()
     try:
         return app(args=arguments, prog_name="visavis", standalone_mode=False) or 0
     except TyperException as error:
@@ -84,56 +81,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-_received: list[int] = []  # signals; an exception raised inside a compiler's callback gets lost
-
-
-def _on_signal(number: int, frame: object) -> None:
-    _received.append(number)
-    _stop_if_told()
-
-
-def _stop_if_told() -> None:
-    """Unwind, so that no half-written file stays; called again with every frame."""
-    if signal.SIGINT in _received:
-        raise KeyboardInterrupt
-    if _received:
-        raise SystemExit(128 + _received[0])
-
-
 def _complain(text: str) -> None:
     print("visavis: " + " ".join(text.split()), file=sys.stderr)
 
 
 def _warn(text: str) -> None:
     _complain(f"warning: {text}")
-
-
-def _say(as_json: bool, facts: dict, text: str) -> None:
-    """One JSON object, or one line for people."""
-    print(json.dumps(facts, default=str) if as_json else text, flush=True)
-
-
-@contextmanager
-def _progress(label: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr where that is a terminal; call with the steps done."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(label, total=total)
-
-        def advance(done: int) -> None:
-            _stop_if_told()
-            bar.update(task, completed=done)
-
-        yield advance
 
 
 def _config(fps: str, size: int, tier: str, lookahead_ms: int, seed: int) -> PipelineConfig:
@@ -237,7 +190,7 @@ def create(
         avatar = create_avatar(_frame_with_face(source, mesh) if is_film else source, **about)
         avatar.save(output)
     facts |= {"output": str(output), "size": avatar.size, "bytes": output.stat().st_size}
-    _say(as_json, facts, f"wrote {output}: {avatar.size} px, {facts['bytes'] / 1e6:.1f} MB")
+    say(as_json, facts, f"wrote {output}: {avatar.size} px, {facts['bytes'] / 1e6:.1f} MB")
 
 
 def _create_from_film(
@@ -270,7 +223,7 @@ def _stages() -> Iterator[Callable[[str, int, int], None]]:
         tasks: dict[str, int] = {}
 
         def advance(stage: str, done: int, total: int) -> None:
-            _stop_if_told()
+            stop_if_told()
             if stage not in tasks:
                 tasks[stage] = bar.add_task(stage, total=total or None)
             bar.update(tasks[stage], completed=done)
@@ -318,7 +271,7 @@ def _render(
     avatar = pipeline.open_avatar(who, config.size)
     seconds = audio_duration(audio)
     total = None if seconds is None else frame_count(round(seconds * SAMPLE_RATE), config.fps)
-    with _progress("render", total) as progress:
+    with progress_bar("render", total) as progress:
         report = pipeline.render(
             avatar, audio, output, config, progress=progress, motion_out=motion_out
         )
@@ -329,7 +282,7 @@ def _report(report: RenderReport, as_json: bool) -> None:
     for warning in report.warnings:
         _warn(warning)
     text = f"wrote {report.path}: {report.frames} frames, {report.seconds:.2f} s"
-    _say(as_json, asdict(report), text)
+    say(as_json, asdict(report), text)
 
 
 @app.command()
@@ -357,7 +310,7 @@ def animate(
     _check_film(output, who, driver, *([sound] if sound else []))
     motion, own_sound = _driver(driver)
     avatar = pipeline.open_avatar(who, config.size)
-    with _progress("animate", round(len(motion) / motion.rate * config.fps)) as progress:
+    with progress_bar("animate", round(len(motion) / motion.rate * config.fps)) as progress:
         report = pipeline.animate(
             avatar,
             motion,
@@ -379,7 +332,7 @@ def _driver(path: Path) -> tuple[Motion, Path | None]:
     if path.suffix.lower() not in FILM_SUFFIXES:
         return load_motion(path), None
     info = probe_video(path)
-    with _progress("track", _frames_of(info)) as progress:
+    with progress_bar("track", _frames_of(info)) as progress:
         motion = track_video(path, progress=progress)
     return motion, path if info.has_sound else None
 
@@ -401,14 +354,14 @@ def track(
     from visavis.video import probe_video
 
     _check_output(output, video)
-    with _progress("track", _frames_of(probe_video(video))) as progress:
+    with progress_bar("track", _frames_of(probe_video(video))) as progress:
         motion = track_video(video, progress=progress)
     save_motion(motion, output)
     facts = {"output": str(output), "steps": len(motion), "rate": str(motion.rate)}
     if csv:
         facts["csv"] = str(output.with_suffix(".csv"))
         to_arkit_csv(motion, facts["csv"])
-    _say(as_json, facts, f"wrote {output}: {len(motion)} steps at {motion.rate} Hz")
+    say(as_json, facts, f"wrote {output}: {len(motion)} steps at {motion.rate} Hz")
 
 
 @app.command()
@@ -435,7 +388,7 @@ def stream(
     avatar = pipeline.open_avatar(who, size)
     try:
         for frame in pipeline.stream(avatar, _stdin_pcm(), config):
-            _stop_if_told()
+            stop_if_told()
             data = frame.image.tobytes()
             if jpeg:
                 bgr = cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR)
@@ -470,7 +423,7 @@ def models_list(as_json: Json = False) -> None:
     face = str(task or (wheel if wheel.is_dir() else "") or "missing: visavis models pull")
     shipped = {path.name: str(path) for path in sorted((ASSETS / "models").iterdir())}
     lines = [f"{'face graphs':16} {face}", *(f"{k:16} {v}" for k, v in shipped.items())]
-    _say(as_json, {"face_graphs": face, "shipped": shipped}, "\n".join(lines))
+    say(as_json, {"face_graphs": face, "shipped": shipped}, "\n".join(lines))
 
 
 @models_app.command("pull")
@@ -479,7 +432,7 @@ def models_pull(as_json: Json = False) -> None:
     from visavis.modelstore import face_graphs
 
     origin = str(face_graphs().origin)
-    _say(as_json, {"face_graphs": origin}, f"face graphs: {origin}")
+    say(as_json, {"face_graphs": origin}, f"face graphs: {origin}")
 
 
 @models_app.command("verify")
@@ -495,7 +448,7 @@ def models_verify(as_json: Json = False) -> None:
         if path.suffix in (".onnx", ".safetensors", ".json"):
             facts["shipped"][str(path.relative_to(ASSETS))] = sha256(path)
     text = [f"{digest[:16]}  {name}" for name, digest in facts["shipped"].items()]
-    _say(as_json, facts, "\n".join([*text, f"face graphs: {facts['face_graphs']}", "all good"]))
+    say(as_json, facts, "\n".join([*text, f"face graphs: {facts['face_graphs']}", "all good"]))
 
 
 @app.command()
@@ -511,7 +464,7 @@ def licenses(
     found, never = installed(), forbidden()
     lines = [f"{x.name:28} {x.version:14} {x.verdict:6} {x.licence}" for x in [*found, *never]]
     facts = {"installed": [asdict(x) for x in found], "forbidden": [asdict(x) for x in never]}
-    _say(as_json, facts, "\n".join(lines))
+    say(as_json, facts, "\n".join(lines))
     bad = [*never, *(x for x in found if x.verdict != "ok")]
     if check and bad:
         names = ", ".join(f"{x.name} ({x.licence})" for x in bad)
@@ -537,7 +490,7 @@ def bench(
     ]
     lines.append(f"one frame: median {facts['frame_ms_p50']} ms, p99 {facts['frame_ms_p99']} ms")
     lines.append(f"whole render, encoding included: {facts['times_real_time']} x real time")
-    _say(as_json, facts, "\n".join(lines))
+    say(as_json, facts, "\n".join(lines))
 
 
 app.command("prepare")(cli_train.prepare)

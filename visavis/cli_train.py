@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from visavis.console import progress_bar, say
 from visavis.errors import ConfigError, InputError
 
 Threads = Annotated[int, typer.Option(help="CPU threads.", min=1)]
@@ -49,17 +50,16 @@ def prepare(
 ) -> None:
     """Turn a folder of films or sound files into training clips (needs 'visavis\\[train]')."""
     need_torch()
-    from visavis.cli import _progress, _say
     from visavis.train import cli
 
-    with _progress("prepare", cli.count_sources(directory)) as bar:
+    with progress_bar("prepare", cli.count_sources(directory)) as bar:
         report = cli.prepare(
             directory, output, name=name, talker=talker, offsets=offsets, words=words,
             phones=phones, jobs=jobs, ray=ray, ray_address=ray_address,
             progress=lambda done, _: bar(done),
         )  # fmt: skip
     page = output / f"{report['corpus']}.html"
-    _say(
+    say(
         as_json,
         report,
         f"{report['clips']} of {report['files']} files used, {report['seconds']:.0f} s; see {page}",

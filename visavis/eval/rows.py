@@ -10,15 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from visavis.avatar import Avatar, create_avatar
-from visavis.eval.canvas import Canvas, canvas_of
 from visavis.eval.clips import Clip, nearest, read_clip, track_frames
 from visavis.eval.measures import Evidence
 from visavis.facemesh import FaceMesh
-from visavis.facemodel import angles_of, rotation_of
+from visavis.film import Canvas, canvas_of, driving_motion
 from visavis.track import Track, motion_of_track
-from visavis.types import CHANNEL, MOTION_RATE, RANGE_HIGH, RANGE_LOW, SAMPLE_RATE, SPEECH_CHANNELS
+from visavis.types import CHANNEL, MOTION_RATE, SAMPLE_RATE, SPEECH_CHANNELS
 
-HEAD = [CHANNEL[c] for c in ("head_pitch", "head_yaw", "head_roll")]
 SPEECH = [CHANNEL[c] for c in SPEECH_CHANNELS]
 
 
@@ -49,19 +47,6 @@ def set_stage(clip: Clip, mesh: FaceMesh, size: int, photo: tuple[Avatar, Canvas
     track = Track(points, clip.times, clip.track.scores, (size, size))
     real = Evidence(frames, points, motion_of_track(track), clip.times)
     return Stage(clip, avatar, canvas, real, driving_motion(track, avatar))
-
-
-def driving_motion(track: Track, avatar: Avatar) -> np.ndarray:
-    """A film's motion for the renderer, ``(T, D)``: against the avatar's neutral and resting head.
-
-    Measured head angles are against the camera; the renderer turns the photo's own pose, so the
-    rest is divided out.
-    """
-    motion = motion_of_track(track, neutral=avatar.neutral, rest=avatar.rest).copy()
-    for row in motion:
-        turn = rotation_of(*map(float, row[HEAD])) @ avatar.rest.rotation.T
-        row[HEAD] = angles_of(turn)
-    return np.clip(motion, RANGE_LOW, RANGE_HIGH)
 
 
 def at_times(motion: np.ndarray, times: np.ndarray) -> np.ndarray:

@@ -338,7 +338,7 @@ def open_pipeline(bench: Bench, avatar: Any) -> Pipeline:
 
 def _person_photo(bench: Bench, job: Job, tools: Tools) -> Any:
     from visavis.avatar import create_avatar
-    from visavis.eval.canvas import canvas_of
+    from visavis.film import canvas_of
     from visavis.video import read_video
 
     known = tools.photos.get(str(job.photo))
