@@ -331,7 +331,7 @@ class Session:
     def _block(self, begin: int) -> AudioBlock | None:
         """The sound that starts to be heard now: 20 ms from sample ``begin`` on."""
         ratio = self._voice.ratio
-        pcm = self._delay.take(MOTION_HOP * ratio)
+        pcm = np.clip(self._delay.take(MOTION_HOP * ratio), -1.0, 1.0)  # resampling overshoots
         said = self._said.popleft()
         if begin < 0:
             return None

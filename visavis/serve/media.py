@@ -74,7 +74,7 @@ async def run_media(socket: WebSocket, live: LiveSession, config: ServeConfig) -
         await end(tasks)
     try:
         await socket.close(1008 if reason else 1000, reason[:120] or live.error)
-    except RuntimeError:
+    except (RuntimeError, WebSocketDisconnect):
         return  # the client closed first
 
 
