@@ -665,5 +665,32 @@ def test_a_flood_of_sessions_that_come_and_go(server, neighbour):
     neighbour.goes_on()
 
 
+def test_the_api_keeps_to_its_description(server, neighbour):
+    schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
+    from schemathesis import checks as ch
+    from schemathesis.specs.openapi import checks as openapi
+
+    schema = schemathesis.openapi.from_url(f"{server}/openapi.json")
+    checks = [
+        ch.not_a_server_error,
+        openapi.status_code_conformance,
+        openapi.content_type_conformance,
+        openapi.response_schema_conformance,
+    ]
+    asked = []
+    for result in schema.get_all_operations():
+        operation = result.ok()
+
+        @settings(calm, max_examples=10)
+        @given(operation.as_strategy())
+        def ask(case):
+            asked.append(case.operation.label)
+            case.call_and_validate(checks=checks)
+
+        ask()
+    assert len(set(asked)) >= 15
+    neighbour.goes_on()
+
+
 def test_the_neighbour_kept_its_frames(neighbour):
     assert neighbour.share > 0.5, "most, even where other programs want the machine"
