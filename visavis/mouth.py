@@ -48,7 +48,6 @@ _EYE_DISTANCE = 8.891718  # canonical units
 _CENTRE = np.array([0.0, 5.9, -5.0])  # middle of the crop: top at the nose base, then one span down
 _CHIN_REST = 2.79  # canonical units from the centre down to the mean of CHIN, mouth shut
 _TEETH_REST = -1.63  # from the centre to where the teeth meet
-CAVITY_LIGHT = 0.64  # darker than this share of the brightest tooth: tongue or throat, not teeth
 _TOOTH_PX = 11  # crop px, about one incisor
 
 
@@ -245,7 +244,7 @@ def mouth_masks(points: np.ndarray, size: int = SIZE) -> dict[str, np.ndarray]:
         "inner": inner,
         "removed": removed,
         "limit": np.maximum(np.minimum(4.0 * far, 1.0), removed),
-        "depth": np.minimum(np.maximum(2.0 * near - 1.0, 0.0), 1.0),
+        "depth": np.minimum(np.maximum(2.0 * far - 1.0, 0.0), 1.0),
         "lips": between(points[list(OUTER_UPPER)], points[list(OUTER_LOWER)], size),
     }
 
@@ -348,10 +347,9 @@ def _finish(
     brightest = max(light.max(), np.float32(0.2))
     show, dark, keep = np.float32(show), np.float32(dark), np.float32(keep)
     zero, one, half = np.float32(0), np.float32(1), np.float32(0.5)
-    edge = np.float32(CAVITY_LIGHT)
     for y in range(limit.shape[0]):
         for x in range(limit.shape[1]):
-            cavity = min(max((edge - light[y, x] / brightest) * np.float32(5), zero), one)
+            cavity = min(max((half - light[y, x] / brightest) * np.float32(5), zero), one)
             cover = limit[y, x] * painted[3, y, x] * (one - dark * depth[y, x] * cavity)
             alpha[y, x] = cover * show
             for c in range(3):
@@ -384,7 +382,7 @@ class MouthNet:
         precision: str = "bf16",
         threads: int = 1,
         smoothing: float = 0.35,
-        keep_dark: float = 0.85,
+        keep_dark: float = 0.7,
         weights: dict[str, np.ndarray] | None = None,
     ):
         folder = Path(model_dir)
