@@ -20,7 +20,7 @@ from rich.console import Console
 from typer.exceptions import TyperException
 
 from visavis import cli_train
-from visavis.console import progress_bar, say, stop_if_told, watch_signals
+from visavis.console import complain, progress_bar, say, stop_if_told, watch_signals
 from visavis.errors import ConfigError, ImageError, InputError, OutputError, VisavisError
 from visavis.eval.cli import app as eval_app
 from visavis.serve import cli as cli_serve
@@ -69,24 +69,20 @@ def main(arguments: list[str] | None = None) -> int:
         return app(args=arguments, prog_name="visavis", standalone_mode=False) or 0
     except TyperException as error:
         if error.format_message():  # empty: the help was printed
-            _complain(f"{error.format_message().rstrip('.')}: see visavis --help")
+            complain(f"{error.format_message().rstrip('.')}: see visavis --help")
         return 2
     except (InputError, OutputError) as error:
-        _complain(str(error))
+        complain(str(error))
         return 2
     except VisavisError as error:
-        _complain(str(error))
+        complain(str(error))
         return 1
     except KeyboardInterrupt:
         return 130
 
 
-def _complain(text: str) -> None:
-    print("visavis: " + " ".join(text.split()), file=sys.stderr)
-
-
 def _warn(text: str) -> None:
-    _complain(f"warning: {text}")
+    complain(f"warning: {text}")
 
 
 def _config(fps: str, size: int, tier: str, lookahead_ms: int, seed: int) -> PipelineConfig:

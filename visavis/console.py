@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fractions import Fraction
+
+from visavis.errors import ConfigError
 
 _received: list[int] = []  # signals; an exception raised inside a compiler's callback gets lost
 
@@ -28,6 +32,11 @@ def stop_if_told() -> None:
         raise KeyboardInterrupt
     if _received:
         raise SystemExit(128 + _received[0])
+
+
+def complain(text: str) -> None:
+    """One line on stderr."""
+    print("visavis: " + " ".join(text.split()), file=sys.stderr)
 
 
 def say(as_json: bool, facts: dict, text: str) -> None:
@@ -57,3 +66,15 @@ def progress_bar(label: str, total: int | None = None) -> Iterator[Callable[[int
             bar.update(task, completed=done)
 
         yield advance
+
+
+def rate_of(fps: str) -> Fraction:
+    """Frames per second as typed: ``30``, ``29.97``, ``30000/1001``.
+
+    Raises:
+        ConfigError: it is no number.
+    """
+    try:
+        return Fraction(fps)
+    except (ValueError, ZeroDivisionError) as error:
+        raise ConfigError(f"--fps {fps[:20]}; expected a number such as 30") from error

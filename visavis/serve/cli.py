@@ -9,12 +9,12 @@ import json
 import logging
 import os
 import sys
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from visavis.console import rate_of
 from visavis.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -76,16 +76,12 @@ def serve(
         raise ConfigError(f"serve needs {', '.join(missing)}: pip install 'visavis[serve]'")
     from visavis.serve.config import ASSETS, ServeConfig
 
-    try:
-        rate = Fraction(fps)
-    except (ValueError, ZeroDivisionError) as error:
-        raise ConfigError(f"--fps {fps[:20]}; expected a number such as 30") from error
     config = ServeConfig.of(
         host=host,
         port=port,
         token=token,
         avatars=tuple(avatar or [ASSETS / "demo.avatar"]),
-        fps=rate,
+        fps=rate_of(fps),
         size=size,
         tier=tier,
         workers=workers or max(1, min(os.cpu_count() or 1, 8)),

@@ -6,12 +6,12 @@ import asyncio
 import importlib.util
 import json
 import signal
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from visavis.console import rate_of
 from visavis.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,16 +39,12 @@ def livekit(
         raise ConfigError("livekit is not installed: pip install 'visavis[serve]' livekit")
     if not url or not token:
         raise ConfigError("--url and --token are needed, or LIVEKIT_URL and LIVEKIT_TOKEN")
-    try:
-        rate = Fraction(fps)
-    except (ValueError, ZeroDivisionError) as error:
-        raise ConfigError(f"--fps {fps[:20]}; expected a number such as 30") from error
     from visavis.avatar import load_avatar
     from visavis.pipeline import PipelineConfig
     from visavis.serve.face import Face
     from visavis.serve.livekit_worker import lend
 
-    config = PipelineConfig.of(fps=rate, size=size, tier=tier, threads=1)
+    config = PipelineConfig.of(fps=rate_of(fps), size=size, tier=tier, threads=1)
     face = Face.of(load_avatar(avatar), config)
     why = asyncio.run(lend(url, token, face, agent, _ready))
     typer.echo(json.dumps({"ended": why}) if as_json else why)

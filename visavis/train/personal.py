@@ -34,9 +34,9 @@ from visavis.mouth import (
 )
 from visavis.personal import Study, learn_looks, study_film
 from visavis.render import MOUTH_DIR, Renderer
+from visavis.train.renderer_data import LEAST_GAP
 from visavis.train.renderer_losses import energy_loss, gradient_loss, pixel_loss
 
-LEAST_GAP = 0.012  # eye distances; a mouth shut further shows nothing to paint
 BATCH = 8
 RATE = 2e-4
 EVALUATE = 50  # steps
