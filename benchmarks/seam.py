@@ -26,7 +26,7 @@ REACH = 5  # steps either side of an edge
 
 def in_chunks(voice: Voice, pcm: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """``(N,)`` sound through the stages in chunks of random size, ``(m, 21)``."""
-    stages = (voice.features, voice.motion, voice.smoother)
+    stages = voice.stages
     states = [s.init_state(1) for s in stages]
     rows, at = [], 0
     while at < len(pcm):

@@ -102,6 +102,44 @@ def drawn_avatar(tmp_path_factory) -> Path:
     return avatar.save(tmp_path_factory.mktemp("avatar") / "drawn.avatar")
 
 
+TOY_RECIPE = {
+    "size": "tiny", "iterations": 30, "batch": 4, "steps": 40, "checkpoint_every": 10, "quiet": 2,
+    "pools": {"toy": {"corpora": ["toy"], "share": 0.9, "copies": 0}},
+}  # fmt: skip
+"""Of a motion training on ``toy_clips`` that takes seconds."""
+
+
+def babble(seed: int, seconds: float = 2.0, corpus: str = "toy"):
+    """A training clip: bursts of buzz, a mouth that opens with them, phones AA and M in turn."""
+    from visavis.train.clips import Clip
+    from visavis.train.phones import PHONE_INDEX
+    from visavis.types import CHANNEL, N_CHANNELS
+
+    rng = np.random.default_rng(seed)
+    n = int(seconds * 100)
+    open_ = np.repeat(rng.random(n // 20 + 1) > 0.5, 20)[:n]
+    t = np.arange(n * 160) / 16_000
+    buzz = sum(np.sin(2 * np.pi * 130 * k * t) for k in range(1, 20)) * 0.02
+    pcm = buzz * np.repeat(np.where(open_, 1.0, 0.02), 160)
+    motion = np.zeros((n // 2, N_CHANNELS), np.float32)
+    shape = np.convolve(open_[::2], np.ones(5) / 5, "same")
+    motion[:, CHANNEL["jaw_open"]] = 0.15 * shape
+    motion[:, CHANNEL["mouth_width"]] = 0.02 * shape
+    labels = np.where(open_, PHONE_INDEX["AA"], PHONE_INDEX["M"]).astype(np.uint8)
+    return Clip(f"c{seed}", corpus, f"t{seed % 2}", (pcm * 32767).astype(np.int16), motion, labels)
+
+
+@pytest.fixture(scope="session")
+def toy_clips(tmp_path_factory) -> Path:
+    """A folder with six clips of ``babble``, corpus ``toy``; read only."""
+    from visavis.train.clips import save_clip
+
+    out = tmp_path_factory.mktemp("toy_clips")
+    for seed in range(6):
+        save_clip(babble(seed), out)
+    return out
+
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 ASSETS = Path(__file__).resolve().parents[1] / "visavis" / "assets"
 

@@ -1,19 +1,24 @@
 """Learned encoders on tiny random weights: windows, look-ahead, training frozen and tuned, licences."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from conftest import speech_like
-from test_train_motion import RECIPE, babble
+from conftest import TOY_RECIPE, babble, speech_like
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", reason="pip install 'visavis[encoders]'")
 
+from visavis.avatar import load_avatar  # noqa: E402
+from visavis.encoder import Grid, open_motion  # noqa: E402
 from visavis.errors import ConfigError, ModelError  # noqa: E402
 from visavis.motion import MotionNet  # noqa: E402
-from visavis.train import cli, encoders  # noqa: E402
+from visavis.pipeline import Pipeline, PipelineConfig  # noqa: E402
+from visavis.train import cli, encoders, loop  # noqa: E402
 from visavis.train.clips import save_clip  # noqa: E402
+from visavis.train.evaluate import Voice  # noqa: E402
 from visavis.train.recipes import MotionRecipe  # noqa: E402
 from visavis.types import MOTION_HOP, N_CHANNELS  # noqa: E402
 
@@ -43,7 +48,7 @@ def weights(tmp_path_factory):
 
 
 def recipe_of(weights, name="hubert", **changes):
-    keys = RECIPE | GRID | {"encoder": name, "encoder_weights": weights(name)} | changes
+    keys = TOY_RECIPE | GRID | {"encoder": name, "encoder_weights": weights(name)} | changes
     return MotionRecipe(**keys)
 
 
@@ -58,7 +63,7 @@ def drain(stage, sound, chunk):
 @pytest.mark.parametrize("name", encoders.ENCODERS)
 def test_chunks_of_the_stream_never_change_the_answers(weights, name):
     encoder = encoders.load_encoder(recipe_of(weights, name), accept_licence=True)
-    stage = encoders.EncoderStage(encoder)
+    stage = encoders.stage_of(encoder)
     for n in (0, 100, 320, 9000):
         sound = speech_like(1.0)[None, :n]
         whole = drain(stage, sound, max(n, 1))
@@ -74,7 +79,7 @@ def test_chunks_of_the_stream_never_change_the_answers(weights, name):
 
 def test_an_answer_waits_no_longer_than_it_says(weights):
     """Step m depends on samples before its window's end alone, and comes out by its look-ahead."""
-    stage = encoders.EncoderStage(encoders.load_encoder(recipe_of(weights)))
+    stage = encoders.stage_of(encoders.load_encoder(recipe_of(weights)))
     grid = stage.grid
     assert stage.lookahead == 4
     sound = speech_like(1.0)[None, : 40 * MOTION_HOP]
@@ -103,7 +108,7 @@ def clips(tmp_path_factory):
 @pytest.mark.parametrize("tuned", [0, 1])
 def test_a_net_on_an_encoder_is_trained_exported_and_speaks(weights, clips, tmp_path, tuned):
     path = tmp_path / "toy.toml"
-    keys = {k: v for k, v in RECIPE.items() if k not in ("pools", "quiet")} | GRID
+    keys = {k: v for k, v in TOY_RECIPE.items() if k not in ("pools", "quiet")} | GRID
     keys |= {"iterations": 3, "batch": 2, "steps": 20, "quiet": 1, "learning_rate": 0.01}
     text = [f"{k} = {json.dumps(v)}" for k, v in keys.items()]
     path.write_text("\n".join([*text, '[pools.toy]\ncorpora = ["toy"]\nshare = 1\ncopies = 0']))
@@ -124,18 +129,82 @@ def test_a_net_on_an_encoder_is_trained_exported_and_speaks(weights, clips, tmp_
     assert (front["encoder"], front["lookahead_ms"], len(front["silence"])) == ("hubert", 80, 16)
     with pytest.raises(ModelError, match="taught on features of hubert"):
         MotionNet(folder)
-    voice = encoders.load_voice(folder, lookahead_ms=40)
-    sound = speech_like(1.0)[None]
-    spoken = voice.speak(sound)
-    assert spoken.shape == (1, 50, N_CHANNELS)
-    # Before smoothing it is what torch answers.
-    heard = drain(voice.features, sound, 1000)
-    state, out = voice.motion.step(voice.motion.init_state(), heard)
+    # The graphs alone, sound in pieces, answer what torch does; evenly, each step by its look-ahead.
+    stage, sound = open_motion(folder, 40), speech_like(1.0)[None, :15_900]
+    assert stage.lookahead == 4 + 1
+    whole = drain(stage, sound, 20_000)
+    assert whole.shape == (1, 50, N_CHANNELS)
+    for chunk in (160, 777):
+        np.testing.assert_array_equal(drain(stage, sound, chunk), whole)
+    state, given = stage.init_state(), 0
+    for k in range(40):
+        state, out = stage.step(state, sound[:, 320 * k : 320 * (k + 1)])
+        given += out.shape[1]
+        assert given == max(0, k + 1 - stage.lookahead)
+    encoder = getattr(net, "encoder", None) or encoders.load_encoder(recipe_of(weights))
+    heard = drain(encoders.stage_of(encoder), sound, 1000)
     motion = getattr(net, "motion", net)
     with torch.no_grad():
         wanted = torch.tensor([[0.0, 1.0, 0.0, 0.0]])
         by_torch = motion(torch.from_numpy(heard), wanted, motion.init_state(1))[0][0].numpy()
-    np.testing.assert_allclose(out[0][:, voice.motion._columns], by_torch[1:], atol=1e-4)
+    spoken = whole[0][: len(by_torch) - 1, stage.net._columns]
+    np.testing.assert_allclose(spoken, by_torch[1:], atol=1e-4)
+    assert Voice.load(folder, 40).speak(sound).shape == (1, 50, N_CHANNELS)
+    two = drain(stage, np.concatenate([sound, sound[:, ::-1]]), 999)
+    np.testing.assert_allclose(two[:1], whole, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def heard_model(weights, tmp_path_factory):
+    """An untrained net on a tiny encoder, exported."""
+    run, recipe = tmp_path_factory.mktemp("run"), recipe_of(weights, encoder_layers=1)
+    net = loop.fresh_net(recipe, *encoders.open_front(recipe))
+    torch.save({"average": net.state_dict()}, run / "run.pt")
+    (run / "recipe.json").write_text(recipe.model_dump_json())
+    return cli.export_motion_run(run, run / "model", "card")
+
+
+def test_the_renderer_hears_with_an_encoder_and_without_torch(heard_model, drawn_avatar, wav):
+    """A render in a process of its own; whatever is imported there, torch is not."""
+    script = (
+        "import sys; from visavis import pipeline as p; "
+        "c = p.PipelineConfig.of(fps=10, size=256, tier='mesh'); "
+        "print(p.render(sys.argv[1], sys.argv[2], sys.argv[3], c, motion_dir=sys.argv[4]).frames); "
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    sound = wav(speech_like(1.0))
+    out = sound.with_suffix(".mp4")
+    command = [sys.executable, "-c", script, str(drawn_avatar), str(sound), str(out)]
+    done = subprocess.run(
+        [*command, str(heard_model)], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) == 10
+
+
+def test_the_pipeline_keeps_voice_and_idle_together(heard_model, drawn_avatar):
+    """Chunks of any size give the same motion, one step per begun 320 samples."""
+    pipe = Pipeline(
+        load_avatar(drawn_avatar), PipelineConfig.of(size=256, tier="mesh"), motion_dir=heard_model
+    )
+    assert pipe.idle.lookahead == pipe.motion.lookahead == 4 + 3
+    sound, found = speech_like(1.0)[None, :15_000], []
+    for chunk in (15_000, 700):
+        state, parts = pipe.init_state(), []
+        for start in range(0, sound.shape[1], chunk):
+            state, steps = pipe.hear(state, sound[:, start : start + chunk])
+            parts.append(steps)
+        found.append(np.concatenate([*parts, pipe.hear_rest(state)[1]], axis=1))
+    assert found[0].shape == (1, 47, N_CHANNELS)
+    np.testing.assert_allclose(found[0], found[1], atol=1e-6)
+
+
+def test_a_model_without_its_encoders_graph_is_refused(heard_model, tmp_path):
+    card = json.loads((heard_model / "model.json").read_text())
+    del card["front"]["graph"]
+    (tmp_path / "model.json").write_text(json.dumps(card))
+    with pytest.raises(ModelError, match="export the run again"):
+        open_motion(tmp_path)
 
 
 def test_wavlm_is_refused_until_its_licence_is_accepted(weights):
@@ -157,4 +226,4 @@ def test_impossible_encoders_are_refused(weights, tmp_path):
         transformers.HubertConfig(**TINY, conv_stride=(5, 2, 2, 2, 2, 2, 1))
     )
     with pytest.raises(ModelError, match="every 160 samples"):
-        encoders.ChunkedEncoder(slow, encoders.Grid())
+        encoders.ChunkedEncoder(slow, Grid())

@@ -4,49 +4,20 @@ import json
 
 import numpy as np
 import pytest
+from conftest import TOY_RECIPE, babble
 
 from visavis.features import SILENCE
-from visavis.types import CHANNEL, N_CHANNELS, SAMPLE_RATE
+from visavis.types import CHANNEL, N_CHANNELS
 
 torch = pytest.importorskip("torch")
 
 from visavis.errors import ConfigError, InputError  # noqa: E402
 from visavis.train import augment, cli, data, loop, phones, pseudo  # noqa: E402
-from visavis.train.clips import Clip, is_held_out, load_clip, load_corpus, save_clip  # noqa: E402
+from visavis.train.clips import is_held_out, load_clip, load_corpus, save_clip  # noqa: E402
 from visavis.train.evaluate import closure_windows, closures, score  # noqa: E402
 from visavis.train.recipes import FOLDER, MotionRecipe, read_motion_recipe  # noqa: E402
 
 JAW = CHANNEL["jaw_open"]
-
-
-def babble(seed, seconds=2.0, corpus="toy"):
-    """Bursts of buzz and a mouth that opens with them; phones AA and M in turn."""
-    rng = np.random.default_rng(seed)
-    n = int(seconds * 100)
-    open_ = np.repeat(rng.random(n // 20 + 1) > 0.5, 20)[:n]
-    t = np.arange(n * 160) / SAMPLE_RATE
-    buzz = sum(np.sin(2 * np.pi * 130 * k * t) for k in range(1, 20)) * 0.02
-    pcm = buzz * np.repeat(np.where(open_, 1.0, 0.02), 160)
-    motion = np.zeros((n // 2, N_CHANNELS), np.float32)
-    shape = np.convolve(open_[::2], np.ones(5) / 5, "same")
-    motion[:, JAW] = 0.15 * shape
-    motion[:, CHANNEL["mouth_width"]] = 0.02 * shape
-    labels = np.where(open_, phones.PHONE_INDEX["AA"], phones.PHONE_INDEX["M"]).astype(np.uint8)
-    return Clip(f"c{seed}", corpus, f"t{seed % 2}", (pcm * 32767).astype(np.int16), motion, labels)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    out = tmp_path_factory.mktemp("clips")
-    for seed in range(6):
-        save_clip(babble(seed), out)
-    return out
-
-
-RECIPE = {
-    "size": "tiny", "iterations": 30, "batch": 4, "steps": 40, "checkpoint_every": 10, "quiet": 2,
-    "pools": {"toy": {"corpora": ["toy"], "share": 0.9, "copies": 0}},
-}  # fmt: skip
 
 
 def test_clips_come_back_as_they_were(tmp_path):
@@ -99,6 +70,22 @@ def test_wild_sound_keeps_length_and_limits(level):
     assert augment.to_level(pcm, level).std() == pytest.approx(10 ** (level / 20), rel=0.6)
 
 
+def test_a_crowd_is_several_voices_of_the_length_asked_for():
+    voices = [babble(k).pcm / 32768.0 for k in range(3)]
+    out = augment.crowd(voices, 5000, np.random.default_rng(0), least=3)
+    assert out.shape == (5000,)
+    assert 0.01 < out.std() < 1
+
+
+def test_a_crowd_far_away_leaves_the_mouth_shut(monkeypatch):
+    voices = [babble(k).pcm / 32768.0 for k in range(3)]
+    monkeypatch.setattr(data, "CROWD_ODDS", 1.0)
+    example = data.make_quiet(np.random.default_rng(0), 1.0, voices=voices)
+    assert example.features[:, :80].astype(np.float32).max() > -0.5  # something is to be heard
+    assert (example.motion == 0).all()
+    assert (example.phones == 0).all()
+
+
 def test_warped_silence_is_silence():
     quiet = np.broadcast_to(SILENCE, (20, 83))
     for seed in range(5):
@@ -108,19 +95,21 @@ def test_warped_silence_is_silence():
 
 def test_a_window_asks_for_the_step_the_lookahead_reaches():
     example = data.make_example(babble(2), np.random.default_rng(0), augment=False)
-    for choice, behind in enumerate((-1, 1, 3, 7)):
-        _, wanted, motion, known, _ = data.window(example, 100, np.random.default_rng(1), choice)
-        assert wanted[choice] == 1
+    _, motions, knowns, phones_ = data.window(example, 100, np.random.default_rng(1))
+    for behind, weight, motion, known, said in zip(
+        (-1, 1, 3, 7), data.LOOKAHEAD_WEIGHT, motions, knowns, phones_, strict=True
+    ):
         inside = slice(max(behind, 0), 100 + min(behind, 0))
         source = np.arange(100)[inside] - behind
         np.testing.assert_array_equal(motion[inside, 0], example.motion[source, 0])
-        assert known[inside].all()
-        assert known.sum() == 100 - abs(behind)
+        np.testing.assert_array_equal(said[inside], example.phones[source])
+        assert (known[inside] == weight).all()
+        assert (known > 0).sum() == 100 - abs(behind)
 
 
-def test_batches_depend_on_their_number_alone(folder):
-    recipe = MotionRecipe(**RECIPE)
-    pools = loop.build_pools(recipe, folder, lambda _: None)
+def test_batches_depend_on_their_number_alone(toy_clips):
+    recipe = MotionRecipe(**TOY_RECIPE)
+    pools = loop.build_pools(recipe, toy_clips, lambda _: None)
     source = data.batches(pools, 4, 40, seed=3)
     third = [next(source) for _ in range(3)][2]
     again = next(data.batches(pools, 4, 40, seed=3, start=2))
@@ -128,15 +117,15 @@ def test_batches_depend_on_their_number_alone(folder):
     np.testing.assert_array_equal(third.motion, again.motion)
 
 
-def test_training_learns_and_a_stopped_run_ends_in_the_same_weights(folder, tmp_path):
+def test_training_learns_and_a_stopped_run_ends_in_the_same_weights(toy_clips, tmp_path):
     path = tmp_path / "toy.toml"
-    lines = [f"{k} = {json.dumps(v)}" for k, v in RECIPE.items() if k != "pools"]
+    lines = [f"{k} = {json.dumps(v)}" for k, v in TOY_RECIPE.items() if k != "pools"]
     path.write_text(
         "\n".join([*lines, "[pools.toy]", 'corpora = ["toy"]', "share = 0.9\ncopies = 0"])
     )
-    cli.train_motion(path, folder, tmp_path / "whole")
-    cli.train_motion(path, folder, tmp_path / "parts", stop=10)
-    cli.train_motion(path, folder, tmp_path / "parts")
+    cli.train_motion(path, toy_clips, tmp_path / "whole")
+    cli.train_motion(path, toy_clips, tmp_path / "parts", stop=10)
+    cli.train_motion(path, toy_clips, tmp_path / "parts")
     a, b = (torch.load(tmp_path / r / "run.pt", weights_only=True) for r in ("whole", "parts"))
     for name, value in a["net"].items():
         torch.testing.assert_close(b["net"][name], value, rtol=0, atol=0)
@@ -146,8 +135,8 @@ def test_training_learns_and_a_stopped_run_ends_in_the_same_weights(folder, tmp_
     assert {p.name for p in model.iterdir()} == {"motion.onnx", "model.json", "card.md"}
 
 
-def test_the_teacher_learns_shut_lips_from_phones(folder):
-    clips = load_corpus(folder, "toy")
+def test_the_teacher_learns_shut_lips_from_phones(toy_clips):
+    clips = load_corpus(toy_clips, "toy")
     net, talkers = pseudo.fit_phone_motion(clips[:5], iterations=40, batch=4, steps=60)
     assert set(talkers) == {"t0", "t1"}
     guess = pseudo.predict(net, clips[5])

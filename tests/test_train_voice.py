@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_train_motion import RECIPE, babble
+from conftest import TOY_RECIPE
 
 torch = pytest.importorskip("torch")
 
@@ -19,7 +19,6 @@ from visavis.export import export_motion  # noqa: E402
 from visavis.models.architectures import ARCHITECTURES, build_motion_net  # noqa: E402
 from visavis.motion import MotionNet  # noqa: E402
 from visavis.train import autoencoder, cli, data, loop, losses  # noqa: E402
-from visavis.train.clips import save_clip  # noqa: E402
 from visavis.train.recipes import MotionRecipe  # noqa: E402
 from visavis.types import CHANNEL, N_FEATURES, SPEECH_CHANNELS  # noqa: E402
 
@@ -29,20 +28,12 @@ WANTED = torch.tensor([[0.0, 0.0, 1.0, 0.0]])  # 80 ms
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    out = tmp_path_factory.mktemp("clips")
-    for seed in range(6):
-        save_clip(babble(seed), out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def pools(folder):
-    return loop.build_pools(MotionRecipe(**RECIPE), folder, lambda _: None)
+def pools(toy_clips):
+    return loop.build_pools(MotionRecipe(**TOY_RECIPE), toy_clips, lambda _: None)
 
 
 def recipe_file(path, **changes):
-    keys = {k: v for k, v in (RECIPE | changes).items() if k != "pools"}
+    keys = {k: v for k, v in (TOY_RECIPE | changes).items() if k != "pools"}
     lines = [f"{k} = {json.dumps(v)}" for k, v in keys.items()]
     path.write_text("\n".join([*lines, '[pools.toy]\ncorpora = ["toy"]\nshare = 0.9\ncopies = 0']))
     return path
@@ -70,7 +61,7 @@ def stream(net, features, steps):
 
 def curve(pools, **changes):
     """The loss of six updates, by terms."""
-    recipe = MotionRecipe(**(RECIPE | {"dropout": 0.0} | changes))
+    recipe = MotionRecipe(**(TOY_RECIPE | {"dropout": 0.0} | changes))
     run, source = loop.start_run(recipe, pools), data.batches(pools, recipe.batch, 40, recipe.seed)
     return [loop.train_step(run, next(source), recipe) for _ in range(6)], run
 
@@ -135,7 +126,7 @@ def test_the_transformer_hears_nothing_ahead_and_forgets_beyond_its_window():
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_both_architectures_learn(pools, architecture):
     _, run = curve(pools, architecture=architecture)
-    recipe = MotionRecipe(**(RECIPE | {"architecture": architecture}))
+    recipe = MotionRecipe(**(TOY_RECIPE | {"architecture": architecture}))
     source = data.batches(pools, 4, 40, 0, start=6)
     first = loop.train_step(run, next(source), recipe)["regression"]
     for _ in range(30):
@@ -156,20 +147,45 @@ def test_a_batch_in_parts_gives_the_curve_of_the_whole(pools):
 def test_the_loss_is_what_it_was_before_it_could_be_shared(pools):
     """Against the obvious means, term by term."""
     batch = next(data.batches(pools, 4, 40, 1))
-    target, known, phones = map(torch.from_numpy, (batch.motion, batch.known, batch.phones))
+    target, known, phones = (
+        torch.from_numpy(x).flatten(0, 1) for x in (batch.motion, batch.known, batch.phones)
+    )
     generator = torch.Generator().manual_seed(0)
     motion = target + 0.02 * torch.randn(target.shape, generator=generator)
     logits = torch.randn(*known.shape, 40, generator=generator)
     scale = torch.full((9,), 0.05)
-    got = losses.motion_loss(motion, logits, target, known, phones, scale, losses.LossWeights())
+    weights = losses.LossWeights()
+    got = losses.motion_loss(motion, logits, target, known, phones, scale, weights)
     heard = phones >= 0
     said = torch.nn.functional.cross_entropy(logits[heard], phones[heard])
-    assert float(got["phones"]) == pytest.approx(0.15 * float(said), rel=1e-5)
+    assert float(got["phones"]) == pytest.approx(weights.phones * float(said), rel=1e-5)
     error = ((motion - target) / scale).abs()
     huber = torch.where(error < 1, 0.5 * error**2, error - 0.5)
     share = torch.tensor(losses.CHANNEL_WEIGHT) / sum(losses.CHANNEL_WEIGHT)
     regression = ((huber * share).sum(-1) * known).sum() / known.sum()
     assert float(got["regression"]) == pytest.approx(float(regression), rel=1e-5)
+    spreads = []
+    for said_, wanted, weight in zip(motion, target, known, strict=True):
+        there = weight > 0
+        if 2 * there.sum() > len(there):
+            a, b = ((x[there].var(0, correction=0) + 1e-6).sqrt() for x in (said_, wanted))
+            spreads.append(((a - b).abs() / scale * share).sum() * weight[there][0])
+    amplitude = weights.amplitude * float(sum(spreads)) / len(known)
+    assert float(got["amplitude"]) == pytest.approx(amplitude, rel=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_one_hearing_answers_for_every_lookahead(architecture):
+    net = loud(architecture)
+    sound = torch.randn(2, 12, 166, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        motion, phones, _ = net(sound, None, net.init_state(2))
+        for k in range(4):
+            wanted = torch.eye(4)[k].expand(2, 4)
+            one, said, _ = net(sound, wanted, net.init_state(2))
+            torch.testing.assert_close(motion[:, k], one, atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(phones[:, k], said, atol=1e-6, rtol=1e-5)
+    assert (motion[:, 0] - motion[:, 3]).abs().max() > 1e-3
 
 
 def test_bfloat16_keeps_weights_whole_and_follows_the_exact_curve(pools):
@@ -181,13 +197,13 @@ def test_bfloat16_keeps_weights_whole_and_follows_the_exact_curve(pools):
         assert sum(x.values()) == pytest.approx(sum(y.values()), rel=0.05)
 
 
-def test_two_processes_give_the_curve_of_one(folder, tmp_path):
+def test_two_processes_give_the_curve_of_one(toy_clips, tmp_path):
     """Gloo under torchrun; the batch of four is shared two and two, and worked off in parts."""
     path = recipe_file(tmp_path / "toy.toml", iterations=8, checkpoint_every=2, dropout=0.0)
-    cli.train_motion(path, folder, tmp_path / "one")
+    cli.train_motion(path, toy_clips, tmp_path / "one")
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-        "-m", "visavis", "train", "motion", str(path), "--clips", str(folder),
+        "-m", "visavis", "train", "motion", str(path), "--clips", str(toy_clips),
         "-o", str(tmp_path / "two"), "--accumulate", "2",
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
@@ -209,7 +225,7 @@ def test_two_processes_give_the_curve_of_one(folder, tmp_path):
 
 
 def test_a_batch_that_cannot_be_shared_evenly_is_refused(pools, tmp_path):
-    recipe = MotionRecipe(**RECIPE)
+    recipe = MotionRecipe(**TOY_RECIPE)
     with pytest.raises(ConfigError, match="3 processes"):
         loop.check_shares(recipe, 3)
     loop.check_shares(recipe, 2)
@@ -219,7 +235,7 @@ def test_tensorboard_shows_what_the_log_says(pools, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    recipe = MotionRecipe(**(RECIPE | {"iterations": 4, "checkpoint_every": 2}))
+    recipe = MotionRecipe(**(TOY_RECIPE | {"iterations": 4, "checkpoint_every": 2}))
     loop.train(recipe, pools, tmp_path, lambda _: None, board=True)
     lines = [json.loads(x) for x in (tmp_path / "log.jsonl").read_text().splitlines()]
     events = EventAccumulator(str(tmp_path / "tensorboard"))
@@ -231,21 +247,21 @@ def test_tensorboard_shows_what_the_log_says(pools, tmp_path):
     )
 
 
-def test_one_dial_sets_the_size_and_a_run_keeps_its_own(folder, tmp_path):
+def test_one_dial_sets_the_size_and_a_run_keeps_its_own(toy_clips, tmp_path):
     path = recipe_file(tmp_path / "toy.toml", iterations=2, size="base")
-    cli.train_motion(path, folder, tmp_path / "run", changes={"size": "tiny", "seed": None})
+    cli.train_motion(path, toy_clips, tmp_path / "run", changes={"size": "tiny", "seed": None})
     assert cli.load_average(tmp_path / "run").config.width == 32
     with pytest.raises(ConfigError, match="begun with size = 'tiny', not 'base'"):
-        cli.train_motion(path, folder, tmp_path / "run")
+        cli.train_motion(path, toy_clips, tmp_path / "run")
     for changes in ({"size": "huge"}, {"architecture": "lstm"}):
         with pytest.raises(ConfigError, match="choose one of"):
-            cli.train_motion(path, folder, tmp_path / "other", changes=changes)
+            cli.train_motion(path, toy_clips, tmp_path / "other", changes=changes)
 
 
-def test_a_run_of_before_the_architectures_is_still_read(folder, tmp_path):
+def test_a_run_of_before_the_architectures_is_still_read(toy_clips, tmp_path):
     """Checkpoints whose recipe has none of the later keys."""
     path = recipe_file(tmp_path / "toy.toml", iterations=2)
-    cli.train_motion(path, folder, tmp_path / "run")
+    cli.train_motion(path, toy_clips, tmp_path / "run")
     kept = tmp_path / "run" / "recipe.json"
     old = json.loads(kept.read_text())
     for key in [k for k in old if k.startswith("encoder")] + ["architecture", "accumulate"]:

@@ -145,7 +145,7 @@ def demo(
     """The built-in person says the built-in sentences."""
     config = _config(fps, size, tier, lookahead_ms, seed)
     _check_film(output)
-    _render(DEMO_AVATAR, DEMO_SPEECH, output, config, None, as_json)
+    _render(DEMO_AVATAR, DEMO_SPEECH, output, config, as_json)
 
 
 @app.command()
@@ -237,6 +237,7 @@ def render(
     tier: Tier = "patch",
     lookahead_ms: Lookahead = 80,
     seed: Seed = 0,
+    motion: Annotated[Path | None, typer.Option(help="Folder of a motion net of yours.")] = None,
     motion_out: Annotated[Path | None, typer.Option(help="Keep the motion too.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -248,16 +249,11 @@ def render(
     if motion_out is not None:
         _check_output(motion_out, who, audio, output)
     probe_audio(audio)
-    _render(who, audio, output, config, motion_out, as_json)
+    _render(who, audio, output, config, as_json, motion_dir=motion, motion_out=motion_out)
 
 
 def _render(
-    who: Path,
-    audio: Path,
-    output: Path,
-    config: PipelineConfig,
-    motion_out: Path | None,
-    as_json: bool,
+    who: Path, audio: Path, output: Path, config: PipelineConfig, as_json: bool, **how: Path | None
 ) -> None:
     from visavis import pipeline
     from visavis.audio import audio_duration
@@ -268,9 +264,7 @@ def _render(
     seconds = audio_duration(audio)
     total = None if seconds is None else frame_count(round(seconds * SAMPLE_RATE), config.fps)
     with progress_bar("render", total) as progress:
-        report = pipeline.render(
-            avatar, audio, output, config, progress=progress, motion_out=motion_out
-        )
+        report = pipeline.render(avatar, audio, output, config, progress=progress, **how)
     _report(report, as_json)
 
 

@@ -10,11 +10,12 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visavis.types import SPEECH_CHANNELS
+from visavis.types import MOTION_HOP, SPEECH_CHANNELS
 
 if TYPE_CHECKING:
     from visavis.models.architectures import AnyMotionNet
     from visavis.models.autoencoder import MotionAutoencoder
+    from visavis.train.encoders import ChunkedEncoder
 
 
 def export_motion(
@@ -81,6 +82,42 @@ def export_motion(
     (folder / "model.json").write_text(text + "\n", encoding="utf-8")
     (folder / "card.md").write_text(card, encoding="utf-8")
     return folder
+
+
+def export_encoder(encoder: ChunkedEncoder, folder: str | Path) -> Path:
+    """Write ``encoder.onnx``: windows of sound ``(B, samples)`` to ``(B, chunk, width)``.
+
+    The graph is of one window, past sound included, and holds no state: these encoders hear both
+    ways, so there is nothing between two windows to hand on but sound.
+    """
+    import copy
+
+    import torch
+
+    class Window(torch.nn.Module):
+        """A window's answers, without the parametrisations that training needs."""
+
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, sound):
+            return self.inner.answer(sound)
+
+    whole = Window(copy.deepcopy(encoder).eval())
+    for module in list(whole.modules()):
+        if torch.nn.utils.parametrize.is_parametrized(module):
+            for name in list(module.parametrizations):
+                torch.nn.utils.parametrize.remove_parametrizations(module, name)
+    path = Path(folder) / "encoder.onnx"
+    example = torch.zeros(1, encoder.grid.steps * MOTION_HOP)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            whole, example, str(path), dynamo=False, opset_version=17, input_names=["sound"],
+            output_names=["answers"], dynamic_axes={"sound": {0: "batch"}, "answers": {0: "batch"}},
+        )  # fmt: skip
+    return path
 
 
 def export_autoencoder(

@@ -29,7 +29,7 @@ class MotionNet:
         model_dir: a folder with ``model.json`` and ``motion.onnx``.
         lookahead_ms: 0, 40, 80 or 160.
         threads: CPU threads of one step.
-        encoder: what the features come from; a learned one is heard by ``visavis.train.encoders``.
+        encoder: what the features come from; a learned one is run by ``visavis.encoder``.
 
     Attributes:
         lookahead: motion steps (20 ms) the output lags its input: 0, 1, 3 or 7. Of the look-ahead
@@ -39,6 +39,8 @@ class MotionNet:
         ConfigError: no such look-ahead.
         ModelError: the folder holds no model of this version, or one taught on other features.
     """
+
+    hears_sound = False
 
     def __init__(
         self,
@@ -54,7 +56,13 @@ class MotionNet:
                 f"look-ahead of {lookahead_ms} ms is not offered; choose one of "
                 f"{', '.join(map(str, LOOKAHEAD_STEPS))}"
             )
-        self.card = _read_card(folder, encoder)
+        self.card = read_card(folder)
+        taught = self.card.get("front", {}).get("encoder", "log_mel")
+        if taught != encoder:
+            raise ModelError(
+                f"the model in {folder} was taught on features of {taught}, here come those of "
+                f"{encoder}; visavis.encoder.open_motion runs either"
+            )
         front = self.card.get("front", {"per_step": FEATURES_PER_MOTION, "silence": SILENCE})
         self._per_step = int(front["per_step"])
         self._silence = np.asarray(front["silence"], np.float32)
@@ -127,11 +135,11 @@ class MotionNet:
         return state | dict(zip(self._shapes, following, strict=True)), motion[:, 0]
 
 
-def _read_card(folder: Path, encoder: str) -> dict:
+def read_card(folder: Path) -> dict:
     """``model.json``: graph file, state shapes, look-aheads.
 
     Raises:
-        ModelError: missing, not JSON, of another kind or version, or taught on other features.
+        ModelError: missing, not JSON, or of another kind or version.
     """
     path = folder / "model.json"
     try:
@@ -144,10 +152,4 @@ def _read_card(folder: Path, encoder: str) -> dict:
         raise ModelError(f"{path} is not a motion model of version 1; export it again")
     if tuple(card.get("channels", ())) != SPEECH_CHANNELS:
         raise ModelError(f"{path} names other channels than this version drives; export it again")
-    taught = card.get("front", {}).get("encoder", "log_mel")
-    if taught != encoder:
-        raise ModelError(
-            f"{path} was taught on features of {taught}, here come those of {encoder}; take a model "
-            "of the latter, or run this one through visavis.train.encoders.load_voice"
-        )
     return card

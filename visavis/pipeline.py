@@ -16,10 +16,10 @@ from pydantic import Field, field_validator
 
 from visavis.avatar import DEFAULT_SIZE, SIZES, Avatar, create_avatar, load_avatar
 from visavis.config import Config
+from visavis.encoder import open_motion
 from visavis.errors import ConfigError
 from visavis.features import FeatureExtractor
 from visavis.idle import Idle, IdleConfig
-from visavis.motion import MotionNet
 from visavis.render import Renderer
 from visavis.smoothing import Interpolator, Smoother
 from visavis.style import idle_of
@@ -102,7 +102,7 @@ class Pipeline:
     ):
         self.config = config = config or PipelineConfig()
         self.features = FeatureExtractor()
-        self.motion = MotionNet(motion_dir, config.lookahead_ms)
+        self.motion = open_motion(motion_dir, config.lookahead_ms)
         usual = IdleConfig.load(lookahead=self.motion.lookahead)
         self.idle = Idle(idle_of(avatar.style, usual))
         self.smoother = Smoother()
@@ -189,7 +189,8 @@ class Pipeline:
         with timer("features"):
             state, features = _run(self.features, state, pcm)
         with timer("motion"):
-            state, speech = _run(self.motion, state, features)
+            heard = pcm if self.motion.hears_sound else features
+            state, speech = _run(self.motion, state, heard)
         with timer("idle"):
             state, idle = _run(self.idle, state, features)
         with timer("smoothing"):
@@ -222,7 +223,9 @@ class Pipeline:
         with timer("features"):
             features = self.features.flush(state)
         with timer("motion"):
-            state, speech = _run(self.motion, state, features)
+            heard = np.zeros((len(features), 0), np.float32)
+            heard = heard if self.motion.hears_sound else features
+            state, speech = _run(self.motion, state, heard)
             speech = np.concatenate([speech, self.motion.flush(state)], axis=1)
         with timer("idle"):
             state, idle = _run(self.idle, state, features)
@@ -304,6 +307,7 @@ def render(
     config: PipelineConfig | None = None,
     *,
     progress: Callable[[int], None] | None = None,
+    motion_dir: str | Path | None = None,
     motion_out: str | Path | None = None,
     timer: Timer = untimed,
 ) -> RenderReport:
@@ -315,6 +319,7 @@ def render(
         out: ``.mp4`` or ``.webm``; appears only when it is whole.
         config: how.
         progress: called with the number of frames done.
+        motion_dir: model folder of the audio-to-motion net; the shipped one by default.
         motion_out: also write the motion (safetensors) here.
         timer: see ``Pipeline.step``.
 
@@ -329,7 +334,7 @@ def render(
     config = config or PipelineConfig()
     warnings: list[str] = []
     pieces: list[np.ndarray] = []
-    pipe = Pipeline(open_avatar(avatar, config.size), config)
+    pipe = Pipeline(open_avatar(avatar, config.size), config, motion_dir=motion_dir)
     chunks = read_audio(audio, on_warning=warnings.append)
     keep = pieces.append if motion_out else None
     size = (pipe.renderer.size, pipe.renderer.size)

@@ -1,7 +1,8 @@
 """The torch twin of ``visavis.motion``: causal convolutions, a GRU, two heads.
 
-One network serves every look-ahead: which one is wanted comes in as a one-hot, and decides only how
-far behind its input the network is asked to answer.
+One network serves every look-ahead. It hears once and answers for all of them, each so far behind its
+input as ``LOOKAHEAD_STEPS`` says; a one-hot picks the answer that is wanted. So every stretch of sound
+teaches all of them.
 """
 
 from __future__ import annotations
@@ -16,13 +17,19 @@ LOOKAHEAD_STEPS = {0: -1, 40: 1, 80: 3, 160: 7}
 
 
 @dataclass(frozen=True)
-class MotionNetConfig:
-    """Sizes; ``size`` of the recipe picks one of ``SIZES``."""
+class NetConfig:
+    """What every motion net takes and gives, and its width."""
 
     n_inputs: int = 166  # two features of 83
     n_outputs: int = 9
     n_phones: int = 40
     width: int = 256
+
+
+@dataclass(frozen=True)
+class MotionNetConfig(NetConfig):
+    """Sizes; ``size`` of the recipe picks one of ``SIZES``."""
+
     hidden: int = 256
     dilations: tuple[int, ...] = (1, 2, 4)
     kernel: int = 3
@@ -54,6 +61,24 @@ class CausalBlock(nn.Module):
         return x + self.drop(a * torch.sigmoid(b)), y[:, -self.context :]
 
 
+class Heads(nn.Module):
+    """Motion and phones for every look-ahead from what a net has heard ``(B, T, width)``."""
+
+    def __init__(self, width: int, config: NetConfig):
+        super().__init__()
+        self.motion = nn.Linear(width, len(LOOKAHEAD_STEPS) * config.n_outputs)
+        self.phones = nn.Linear(width, len(LOOKAHEAD_STEPS) * config.n_phones)
+
+    def forward(self, x: Tensor, lookahead: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Both for the look-ahead of a one-hot ``(B, 4)``, else for all, ``(B, 4, T, n)``."""
+        answers = (self.motion(x), self.phones(x))
+        motion, phones = (a.unflatten(-1, (len(LOOKAHEAD_STEPS), -1)) for a in answers)
+        if lookahead is None:
+            return motion.transpose(1, 2), phones.transpose(1, 2)
+        wanted = lookahead[:, None, :, None]
+        return (motion * wanted).sum(2), (phones * wanted).sum(2)
+
+
 class MotionNet(nn.Module):
     """Features ``(B, T, 166)`` to speech motion ``(B, T, 9)`` and phone logits ``(B, T, 40)``."""
 
@@ -61,15 +86,14 @@ class MotionNet(nn.Module):
         super().__init__()
         self.config = config
         c = config
-        self.entry = nn.Linear(c.n_inputs + len(LOOKAHEAD_STEPS), c.width)
+        self.entry = nn.Linear(c.n_inputs, c.width)
         self.blocks = nn.ModuleList(
             CausalBlock(c.width, c.kernel, d, c.dropout) for d in c.dilations
         )
         self.norm = nn.LayerNorm(c.width)
         self.gru = nn.GRU(c.width, c.hidden, batch_first=True)
         self.drop = nn.Dropout(c.dropout)
-        self.head = nn.Linear(c.hidden + c.width, c.n_outputs)
-        self.phones = nn.Linear(c.hidden + c.width, c.n_phones)
+        self.heads = Heads(c.hidden + c.width, c)
         self.register_buffer("mean", torch.zeros(c.n_outputs))
         self.register_buffer("scale", torch.ones(c.n_outputs))
 
@@ -86,24 +110,25 @@ class MotionNet(nn.Module):
         return {k: torch.zeros(batch, *s) for k, s in self.state_shapes().items()}
 
     def forward(
-        self, features: Tensor, lookahead: Tensor, state: dict[str, Tensor]
+        self, features: Tensor, lookahead: Tensor | None, state: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """One chunk.
 
         Args:
             features: ``(B, T, 166)``.
-            lookahead: ``(B, 4)`` one-hot in the order of ``LOOKAHEAD_STEPS``.
+            lookahead: ``(B, 4)`` one-hot in the order of ``LOOKAHEAD_STEPS``; ``None`` asks for the
+                answers at all of them, ``(B, 4, T, ...)``.
             state: see ``state_shapes``.
         """
         following = {}
-        wanted = lookahead[:, None, :].expand(-1, features.shape[1], -1)
-        x = self.entry(torch.cat([features, wanted], dim=-1))
+        x = self.entry(features)
         for i, block in enumerate(self.blocks):
             x, following[f"motion/conv{i}"] = block(x, state[f"motion/conv{i}"])
         y, h = self.gru(self.norm(x), state["motion/gru"][None])
         following["motion/gru"] = h[0]
         joint = self.drop(torch.cat([x, y], dim=-1))
-        return self.head(joint) * self.scale + self.mean, self.phones(joint), following
+        motion, phones = self.heads(joint, lookahead)
+        return motion * self.scale + self.mean, phones, following
 
     def describe(self) -> dict:
         """Sizes as plain data, for checkpoints and model.json."""

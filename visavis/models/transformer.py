@@ -14,19 +14,15 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from visavis.models.motion import LOOKAHEAD_STEPS, CausalBlock
+from visavis.models.motion import CausalBlock, Heads, NetConfig
 
 HIDDEN_SCORE = -1e4  # of a key that must not be seen; finite, so that half precision is safe
 
 
 @dataclass(frozen=True)
-class TransformerConfig:
+class TransformerConfig(NetConfig):
     """Sizes; ``size`` of the recipe picks one of ``SIZES``."""
 
-    n_inputs: int = 166  # two features of 83
-    n_outputs: int = 9
-    n_phones: int = 40
-    width: int = 256
     layers: int = 4
     heads: int = 4
     window: int = 50  # steps of the past a step sees, besides itself: 1 s
@@ -110,12 +106,11 @@ class MotionTransformer(nn.Module):
         super().__init__()
         self.config = config
         c = config
-        self.entry = nn.Linear(c.n_inputs + len(LOOKAHEAD_STEPS), c.width)
+        self.entry = nn.Linear(c.n_inputs, c.width)
         self.stem = CausalBlock(c.width, c.kernel, 1, c.dropout)
         self.layers = nn.ModuleList(Layer(c) for _ in range(c.layers))
         self.norm = nn.LayerNorm(c.width)
-        self.head = nn.Linear(c.width, c.n_outputs)
-        self.phones = nn.Linear(c.width, c.n_phones)
+        self.heads = Heads(c.width, c)
         self.register_buffer("mean", torch.zeros(c.n_outputs))
         self.register_buffer("scale", torch.ones(c.n_outputs))
 
@@ -136,18 +131,18 @@ class MotionTransformer(nn.Module):
         return {k: torch.zeros(batch, *s, device=device) for k, s in self.state_shapes().items()}
 
     def forward(
-        self, features: Tensor, lookahead: Tensor, state: dict[str, Tensor]
+        self, features: Tensor, lookahead: Tensor | None, state: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """One chunk.
 
         Args:
             features: ``(B, T, 166)``.
-            lookahead: ``(B, 4)`` one-hot in the order of ``LOOKAHEAD_STEPS``.
+            lookahead: ``(B, 4)`` one-hot in the order of ``LOOKAHEAD_STEPS``; ``None`` asks for the
+                answers at all of them, ``(B, 4, T, ...)``.
             state: see ``state_shapes``.
         """
         steps, window, following = features.shape[1], self.config.window, {}
-        wanted = lookahead[:, None, :].expand(-1, steps, -1)
-        x = self.entry(torch.cat([features, wanted], dim=-1))
+        x = self.entry(features)
         x, following["motion/stem"] = self.stem(x, state["motion/stem"])
         seen = torch.cat([state["motion/seen"], torch.ones_like(features[..., 0])], dim=1)
         following["motion/seen"] = seen[:, -window:]
@@ -158,8 +153,8 @@ class MotionTransformer(nn.Module):
             x, following[f"motion/keys{i}"], following[f"motion/values{i}"] = layer(
                 x, state[f"motion/keys{i}"], state[f"motion/values{i}"], hidden
             )
-        x = self.norm(x)
-        return self.head(x) * self.scale + self.mean, self.phones(x), following
+        motion, phones = self.heads(self.norm(x), lookahead)
+        return motion * self.scale + self.mean, phones, following
 
     def describe(self) -> dict:
         """Sizes as plain data, for checkpoints and model.json."""

@@ -6,6 +6,8 @@ Two places. ``wild`` changes samples and is drawn a few times per clip, ahead of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from visavis.types import N_FEATURES, N_MELS, SAMPLE_RATE
@@ -64,15 +66,27 @@ def wild(
     x = to_level(np.asarray(pcm, np.float64), -20.0)
     if rng.random() < 0.35:
         x = room(x, rng)
-    if rng.random() < 0.5:
-        kind = rng.uniform(0.0, 0.8)
-        x = x + noise(len(x), rng, kind) * 10 ** ((-20 - rng.uniform(4, 40)) / 20)
-    if chatter is not None and rng.random() < 0.15:
+    if rng.random() < 0.55:
+        kind = 0.0 if rng.random() < 0.4 else rng.uniform(0.0, 0.8)
+        x = x + noise(len(x), rng, kind) * 10 ** ((-20 - rng.uniform(2, 36)) / 20)
+    if chatter is not None and rng.random() < 0.3:
         other = np.resize(chatter, len(x))
-        x = x + to_level(other, -20 - rng.uniform(20, 35))
+        x = x + to_level(other, -20 - rng.uniform(5, 38))
     if rng.random() < 0.2:
         x = telephone(to_level(x, -18.0))
     return to_level(x, rng.uniform(-40.0, -8.0)).astype(np.float32)
+
+
+def crowd(
+    voices: Sequence[np.ndarray], n: int, rng: np.random.Generator, least: int = 1
+) -> np.ndarray:
+    """``least`` to five of ``voices`` (samples each) at once, ``(n,)`` float64, within 6 dB."""
+    total = np.zeros(n)
+    for _ in range(int(rng.integers(least, 6))):
+        voice = voices[rng.integers(len(voices))]
+        part = np.resize(np.roll(voice, int(rng.integers(len(voice)))), n)
+        total += to_level(part, -26.0) * 10 ** (rng.uniform(-6, 0) / 20)
+    return total
 
 
 def unspeech(seconds: float, rng: np.random.Generator) -> np.ndarray:

@@ -254,12 +254,12 @@ def _export_mouth_run(run: Path, out: Path, card: str, recipe: str | Path | None
 def export_motion_run(
     run: str | Path, out: str | Path, card: str = "", facts: dict | None = None
 ) -> Path:
-    """The averaged weights of a motion run to a model folder, with those of an encoder tuned along.
+    """The averaged weights of a motion run to a model folder, with the encoder it hears with.
 
     Raises:
         InputError: no checkpoint in ``run``.
     """
-    from visavis.export import export_motion
+    from visavis.export import export_encoder, export_motion
     from visavis.train import encoders
 
     net, recipe = load_average(run), _recipe_of(Path(run))
@@ -269,8 +269,7 @@ def export_motion_run(
     encoder = getattr(net, "encoder", None) or encoders.load_encoder(recipe, accept_licence=True)
     front = {"front": encoders.describe_front(recipe, encoder)}
     folder = export_motion(getattr(net, "motion", net), out, card, facts | front)
-    if recipe.encoder_layers:
-        encoders.save_tuned(encoder, folder)
+    export_encoder(encoder, folder)
     return folder
 
 

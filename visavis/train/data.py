@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from visavis.features import SILENCE, FeatureExtractor
 from visavis.models.motion import LOOKAHEAD_STEPS
-from visavis.train.augment import stretch, unspeech, warp_features, wild
+from visavis.train.augment import crowd, room, stretch, to_level, unspeech, warp_features, wild
 from visavis.train.clips import Clip
-from visavis.types import CHANNEL, FEATURES_PER_MOTION, MOTION_HOP, SPEECH_CHANNELS
+from visavis.types import CHANNEL, FEATURES_PER_MOTION, MOTION_HOP, SAMPLE_RATE, SPEECH_CHANNELS
 
 SPEECH = np.array([CHANNEL[c] for c in SPEECH_CHANNELS])
-LOOKAHEAD_ODDS = np.array([1, 1, 3, 1]) / 6  # 80 ms half of the time
+LOOKAHEAD_WEIGHT = np.array([0.5, 0.8, 1.6, 1.1], np.float32)  # of the motion at 0, 40, 80, 160 ms
+CROWD_ODDS = 0.35  # of quiet examples in which others talk far away
 WARP_ODDS = 0.7  # the rest is heard as it was recorded
 HUSH_ODDS = 0.4  # of augmented copies in which the talker pauses while the room goes on
 
@@ -153,10 +154,18 @@ def _silent(phones: np.ndarray, start: int, stop: int) -> np.ndarray:
 
 
 def make_quiet(
-    rng: np.random.Generator, seconds: float = 4.0, front: FrontEnd = LOG_MEL
+    rng: np.random.Generator,
+    seconds: float = 4.0,
+    front: FrontEnd = LOG_MEL,
+    voices: Sequence[np.ndarray] = (),
 ) -> Example:
-    """Nobody speaks: mouth shut and at rest."""
-    features, steps = _whole_steps(unspeech(seconds, rng), front)
+    """Nobody speaks, or several of ``voices`` do far away: mouth shut and at rest."""
+    if len(voices) and rng.random() < CROWD_ODDS:
+        others = crowd(voices, int(seconds * SAMPLE_RATE), rng, least=3)
+        pcm = to_level(room(others, rng), rng.uniform(-65.0, -25.0))
+    else:
+        pcm = unspeech(seconds, rng)
+    features, steps = _whole_steps(pcm, front)
     rest = np.zeros((steps, len(SPEECH)), np.float32)
     return Example(features, rest, np.zeros(steps, np.uint8))
 
@@ -185,14 +194,12 @@ class Batch:
 
     Attributes:
         features: ``(B, T, 166)`` float32.
-        lookahead: ``(B, 4)`` float32 one-hot.
-        motion: ``(B, T, 9)`` float32, what to answer at each input step.
-        known: ``(B, T)`` float32 weight, 0 where there is nothing to learn.
-        phones: ``(B, T)`` int64, -100 where unknown.
+        motion: ``(B, 4, T, 9)`` float32, what to answer at each input step by look-ahead.
+        known: ``(B, 4, T)`` float32 weight, 0 where there is nothing to learn.
+        phones: ``(B, 4, T)`` int64, -100 where unknown.
     """
 
     features: np.ndarray
-    lookahead: np.ndarray
     motion: np.ndarray
     known: np.ndarray
     phones: np.ndarray
@@ -227,30 +234,27 @@ def window(
     example: Example,
     steps: int,
     rng: np.random.Generator,
-    lookahead: int | None = None,
     front: FrontEnd = LOG_MEL,
 ) -> tuple[np.ndarray, ...]:
     """A random stretch of an example, padded with silence, as one row of a ``Batch``."""
     total = len(example.motion)
     start = int(rng.integers(0, max(total - steps, 0) + 1))
-    choice = int(rng.choice(4, p=LOOKAHEAD_ODDS)) if lookahead is None else lookahead
-    behind = list(LOOKAHEAD_STEPS.values())[choice]
     rows = front.per_step
     features = np.broadcast_to(front.silence, (rows * steps, len(front.silence))).copy()
     part = example.features[rows * start : rows * (start + steps)].astype(np.float32)
     if front.warps and rng.random() < WARP_ODDS:
         part = warp_features(part, rng)
     features[: len(part)] = part
-    source = start + np.arange(steps) - behind
+    behind = np.array(list(LOOKAHEAD_STEPS.values()))
+    source = start + np.arange(steps) - behind[:, None]
     inside = (source >= 0) & (source < total)
     source = np.clip(source, 0, total - 1)
     motion = example.motion[source]
-    known = inside & np.isfinite(motion[:, 0])
+    known = (inside & np.isfinite(motion[..., 0])) * LOOKAHEAD_WEIGHT[:, None]
     phones = np.where(inside, example.phones[source], 255).astype(np.int64)
     return (
         features.reshape(steps, -1),
-        np.eye(4, dtype=np.float32)[choice],
         np.nan_to_num(motion),
-        known.astype(np.float32) * np.float32(example.weight),
+        known * np.float32(example.weight),
         np.where(phones == 255, -100, phones),
     )

@@ -1,29 +1,24 @@
 """Learned speech encoders (HuBERT, wav2vec 2.0, WavLM) in the place of log-mel, in chunks of a stream.
 
-The encoders hear both ways, so a stream is cut into windows on a fixed grid: ``past`` steps, a
-``chunk``, ``future`` steps, and only the answers of the chunk are kept. A step waits for at most
-``chunk + future - 1`` steps of sound after its own; offline and live compute the same windows.
+The windows are those of ``visavis.encoder``, which runs an exported one without torch.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from visavis.encoder import EncoderStage, Grid
 from visavis.errors import ConfigError, ModelError
 from visavis.models.architectures import AnyMotionNet
-from visavis.motion import MotionNet
-from visavis.smoothing import Smoother
 from visavis.train.data import LOG_MEL, FrontEnd
-from visavis.train.evaluate import Voice
 from visavis.train.recipes import MotionRecipe
-from visavis.types import MOTION_HOP, State
+from visavis.types import MOTION_HOP
 
 ENCODERS = {"hubert": "HubertModel", "wav2vec2": "Wav2Vec2Model", "wavlm": "WavLMModel"}
 """Encoder names and their classes in transformers."""
@@ -32,33 +27,7 @@ REFUSED = {
     "made from them may have to be shared alike (its repository says MIT; microsoft/unilm issue 1757 "
     "asks which holds and has no answer)"
 }
-AT_ONCE = 16  # windows worked off side by side where a whole clip is at hand
 FLOOR = 1e-5  # of a window's variance: silence is not turned up to the level of speech
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The windows of a stream, in motion steps of 20 ms.
-
-    Attributes:
-        past: steps heard before a chunk.
-        chunk: steps answered at once.
-        future: steps heard after a chunk, at least 1: the encoders' frames reach 5 ms too far.
-    """
-
-    past: int = 50
-    chunk: int = 4
-    future: int = 4
-
-    @property
-    def steps(self) -> int:
-        """Length of a window."""
-        return self.past + self.chunk + self.future
-
-    @property
-    def lookahead(self) -> int:
-        """Steps that the first answer of a chunk waits for after its own."""
-        return self.chunk + self.future - 1
 
 
 class ChunkedEncoder(nn.Module):
@@ -122,74 +91,22 @@ class EncodedMotionNet(nn.Module):
         """Of the motion net; the encoder starts in silence."""
         return self.motion.init_state(batch)
 
-    def forward(self, features: Tensor, lookahead: Tensor, state: dict[str, Tensor]) -> tuple:
+    def forward(
+        self, features: Tensor, lookahead: Tensor | None, state: dict[str, Tensor]
+    ) -> tuple:
         """As the motion net's own, from sound."""
         return self.motion(self.encoder(features), lookahead, state)
 
 
-class EncoderStage:
-    """Stage: sound ``(B, n)`` at 16 kHz in, an encoder's answers ``(B, m, width)`` at 50 Hz out.
-
-    Args:
-        encoder: frozen.
-
-    Attributes:
-        lookahead: the most steps of 20 ms an answer comes after its own step.
-    """
-
-    def __init__(self, encoder: ChunkedEncoder):
-        self.encoder, self.grid = encoder.eval(), encoder.grid
-        self.lookahead = encoder.grid.lookahead
-        self._before = encoder.grid.past * MOTION_HOP
-
-    def init_state(self, batch: int = 1) -> State:
-        """Silence before the first sample."""
-        return {
-            "encoder/sound": np.zeros((batch, self.grid.steps * MOTION_HOP), np.float32),
-            "encoder/waiting": np.zeros(batch, np.int64),
-        }
-
-    def step(self, state: State, chunk: np.ndarray) -> tuple[State, np.ndarray]:
-        """Every chunk of answers whose future has been heard."""
-        g, held = self.grid, self._before + int(state["encoder/waiting"][0])
-        sound = np.concatenate([state["encoder/sound"][:, :held], chunk], axis=1)
-        length, hop = g.steps * MOTION_HOP, g.chunk * MOTION_HOP
-        count = max(0, (sound.shape[1] - length) // hop + 1)
-        starts = np.arange(count) * hop
-        parts = [
-            self._answer(
-                np.stack([sound[:, a : a + length] for a in starts[i : i + AT_ONCE]], axis=1)
-            )
-            for i in range(0, count, AT_ONCE)
-        ]
-        rest = np.ascontiguousarray(sound[:, count * hop :])
-        kept = np.zeros_like(state["encoder/sound"])
-        kept[:, : rest.shape[1]] = rest
-        waiting = np.full(len(chunk), rest.shape[1] - self._before, np.int64)
-        none = np.zeros((len(chunk), 0, self.encoder.width), np.float32)
-        following = {"encoder/sound": kept, "encoder/waiting": waiting}
-        return following, np.concatenate([none, *parts], axis=1)
-
-    def flush(self, state: State) -> np.ndarray:
-        """The last steps, heard against silence: in all one per begun 320 samples."""
-        waiting = int(state["encoder/waiting"][0])
-        steps = -(-waiting // MOTION_HOP)
-        chunks = -(-steps // self.grid.chunk)
-        total = (chunks * self.grid.chunk + self.grid.future) * MOTION_HOP
-        quiet = np.zeros((len(state["encoder/sound"]), max(total - waiting, 0)), np.float32)
-        return self.step(state, quiet)[1][:, :steps]
-
-    def hear(self, pcm: np.ndarray) -> np.ndarray:
-        """A whole clip, ``(n,)`` float32 to ``(n // 320, width)``: the stream, drained."""
-        state, out = self.step(self.init_state(), pcm[None].astype(np.float32))
-        whole = np.concatenate([out, self.flush(state)], axis=1)
-        return whole[0, : len(pcm) // MOTION_HOP]
+def stage_of(encoder: ChunkedEncoder) -> EncoderStage:
+    """The encoder, frozen, as a stage between sound and features."""
+    encoder = encoder.eval()
 
     @torch.no_grad()
-    def _answer(self, windows: np.ndarray) -> np.ndarray:
-        """Windows ``(B, N, samples)`` to ``(B, N * chunk, width)``."""
-        flat = torch.from_numpy(windows).flatten(0, 1)
-        return self.encoder.answer(flat).unflatten(0, windows.shape[:2]).flatten(1, 2).numpy()
+    def answer(windows: np.ndarray) -> np.ndarray:
+        return encoder.answer(torch.from_numpy(np.ascontiguousarray(windows))).numpy()
+
+    return EncoderStage(answer, encoder.grid, encoder.width)
 
 
 def load_encoder(recipe: MotionRecipe, accept_licence: bool = False) -> ChunkedEncoder:
@@ -256,16 +173,17 @@ def open_front(
     encoder = load_encoder(recipe, accept_licence)
     if recipe.encoder_layers:
         return FrontEnd(_by_steps, np.zeros(MOTION_HOP, np.float32)), encoder
-    stage = EncoderStage(encoder)
+    stage = stage_of(encoder)
     silence = stage.hear(np.zeros(2 * encoder.grid.steps * MOTION_HOP, np.float32))
     return FrontEnd(stage.hear, silence[-1]), None
 
 
 def describe_front(recipe: MotionRecipe, encoder: ChunkedEncoder) -> dict:
     """What ``model.json`` says of the features of a net on a learned encoder."""
-    silence = EncoderStage(encoder).hear(np.zeros(2 * encoder.grid.steps * MOTION_HOP, np.float32))
+    silence = stage_of(encoder).hear(np.zeros(2 * encoder.grid.steps * MOTION_HOP, np.float32))
     return {
         "encoder": recipe.encoder,
+        "graph": "encoder.onnx",
         "weights": recipe.encoder_weights,
         "tuned_layers": recipe.encoder_layers,
         "lookahead_ms": 20 * encoder.grid.lookahead,
@@ -273,44 +191,3 @@ def describe_front(recipe: MotionRecipe, encoder: ChunkedEncoder) -> dict:
         "silence": [round(float(v), 6) for v in silence[-1]],
         **{f"encoder_{k}": v for k, v in asdict(encoder.grid).items()},
     }
-
-
-def save_tuned(encoder: ChunkedEncoder, folder: str | Path) -> Path:
-    """Write the weights that learned beside a motion model, ``encoder.safetensors``."""
-    learned = {n: p.detach().contiguous() for n, p in encoder.named_parameters() if p.requires_grad}
-    path = Path(folder) / "encoder.safetensors"
-    save_file(learned, path)
-    return path
-
-
-def load_voice(
-    folder: str | Path, lookahead_ms: int = 40, *, accept_licence: bool = False
-) -> Voice:
-    """The stages between sound and motion of an exported model that hears with a learned encoder.
-
-    Args:
-        folder: of ``visavis export``.
-        lookahead_ms: of the motion net, on top of the encoder's own.
-        accept_licence: use an encoder whose weights are not permissively licensed.
-
-    Raises:
-        ConfigError: the model hears log-mel, or its encoder cannot be used.
-        ModelError: the folder or the encoder's weights cannot be read.
-    """
-    path = Path(folder) / "model.json"
-    try:
-        front = json.loads(path.read_text(encoding="utf-8")).get("front")
-    except (OSError, ValueError) as err:
-        raise ModelError(f"no motion model in {folder}: {err}") from err
-    if not front:
-        raise ConfigError(f"the model in {folder} hears log-mel; use visavis.train.evaluate.Voice")
-    keys = {k: front[k] for k in ("encoder_past", "encoder_chunk", "encoder_future")}
-    recipe = MotionRecipe(
-        encoder=front["encoder"], encoder_weights=front["weights"],
-        encoder_layers=front["tuned_layers"], pools={}, **keys,
-    )  # fmt: skip
-    encoder = load_encoder(recipe, accept_licence)
-    if recipe.encoder_layers:
-        encoder.load_state_dict(load_file(Path(folder) / "encoder.safetensors"), strict=False)
-    motion = MotionNet(folder, lookahead_ms, encoder=front["encoder"])
-    return Voice(EncoderStage(encoder), motion, Smoother())

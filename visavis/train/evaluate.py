@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from visavis.encoder import EncodedMotion, open_motion
 from visavis.features import FeatureExtractor
 from visavis.motion import MotionNet
 from visavis.smoothing import Smoother
@@ -23,17 +24,23 @@ class Voice:
     """The stages between sound and motion."""
 
     features: FeatureExtractor
-    motion: MotionNet
+    motion: MotionNet | EncodedMotion
     smoother: Smoother
 
     @classmethod
     def load(cls, model: str | Path | None = None, lookahead_ms: int = 80) -> Voice:
         """The stages with one model folder, the shipped one by default."""
-        return cls(FeatureExtractor(), MotionNet(model, lookahead_ms), Smoother())
+        return cls(FeatureExtractor(), open_motion(model, lookahead_ms), Smoother())
+
+    @property
+    def stages(self) -> tuple:
+        """In order; an encoder of its own takes the place of the features."""
+        after = (self.motion, self.smoother)
+        return after if self.motion.hears_sound else (self.features, *after)
 
     def speak(self, pcm: np.ndarray) -> np.ndarray:
         """``(B, N)`` float32 sound to ``(B, ceil(N / 320), 21)`` motion, smoothed."""
-        for stage in (self.features, self.motion, self.smoother):
+        for stage in self.stages:
             state, out = stage.step(stage.init_state(len(pcm)), pcm)
             pcm = np.concatenate([out, stage.flush(state)], axis=1)
         return pcm

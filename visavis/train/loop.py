@@ -22,6 +22,7 @@ import torch
 
 from visavis.errors import ConfigError
 from visavis.models.architectures import AnyMotionNet, build_motion_net
+from visavis.train.augment import crowd
 from visavis.train.clips import Clip, is_withheld, load_corpus
 from visavis.train.data import (
     LOG_MEL,
@@ -73,8 +74,9 @@ def build_pools(
     """Read clips, fit the phone teacher where it is needed, draw the recording conditions."""
     rng = np.random.default_rng(recipe.seed)
     clips = {name: training_clips(folder, p.corpora) for name, p in recipe.pools.items()}
-    chatter = np.concatenate([c.pcm[:32000] for group in clips.values() for c in group[:8]])
-    chatter = chatter.astype(np.float64) / 32768
+    wanted = recipe.chatter_corpora
+    every = {c.corpus + "/" + c.name: c for group in clips.values() for c in group}.values()
+    voices = [c.pcm / 32768.0 for c in every if c.corpus in wanted or not wanted]
     if any(p.pseudo for p in recipe.pools.values()):
         filmed = training_clips(folder, recipe.teacher_corpora)
         report(f"teacher: {len(filmed)} filmed clips")
@@ -89,13 +91,13 @@ def build_pools(
         for clip in group:
             pool.add(make_example(clip, rng, augment=False, weight=p.weight, front=front))
             for _ in range(p.copies):
-                piece = np.roll(chatter, int(rng.integers(len(chatter))))
-                pool.add(make_example(clip, rng, chatter=piece, weight=p.weight, front=front))
+                others = crowd(voices, len(clip.pcm), rng)
+                pool.add(make_example(clip, rng, chatter=others, weight=p.weight, front=front))
         report(f"pool {name}: {len(group)} clips, {len(pool.examples)} examples")
         pools.append(pool)
     quiet = Pool("quiet", recipe.quiet_share)
     for _ in range(recipe.quiet):
-        quiet.add(make_quiet(rng, front=front))
+        quiet.add(make_quiet(rng, front=front, voices=voices))
     return [p for p in [*pools, quiet] if p.examples and p.share > 0]
 
 
@@ -207,20 +209,22 @@ def train_step(run: Run, batch: Batch, recipe: MotionRecipe) -> dict[str, float]
     if ranks.world > 1:  # the checkpoint holds one generator: each process has its own by number
         torch.manual_seed(hash((recipe.seed, run.step, ranks.rank)))
     whole = [torch.from_numpy(getattr(batch, f.name)) for f in fields(Batch)]
-    counts = loss_counts(*whole[2:])
+    # A row's four look-aheads count as four rows.
+    counts = loss_counts(*(column.flatten(0, 1) for column in whole[1:]))
     mine = [column[ranks.rows(len(column))] for column in whole]
     split = min(recipe.accumulate, len(mine[0]))
     parts = list(zip(*(c.tensor_split(split) for c in mine), strict=True))
     run.optimiser.zero_grad()
     sums: dict[str, float] = {}
-    for i, (features, lookahead, target, known, phones) in enumerate(parts):
+    for i, (features, *answers) in enumerate(parts):
+        target, known, phones = (a.flatten(0, 1) for a in answers)
         with run.hold(i < len(parts) - 1):
             with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
-                motion, logits, _ = run.shared(features, lookahead, net.init_state(len(features)))
+                heard = run.shared(features, None, net.init_state(len(features)))
+            motion, logits = (x.float().flatten(0, 1) for x in heard[:2])
             terms = motion_loss(
-                motion.float(), logits.float(), target, known, phones, net.scale,
-                LossWeights(**recipe.loss), counts,
-            )  # fmt: skip
+                motion, logits, target, known, phones, net.scale, LossWeights(**recipe.loss), counts
+            )
             # Gradients are averaged over processes, and each has only its own rows' loss.
             (sum(terms.values()) * ranks.world).backward()
         for name, value in terms.items():

@@ -24,8 +24,8 @@ class LossWeights:
     velocity: float = 2.0
     acceleration: float = 0.5
     closure: float = 0.08
-    amplitude: float = 0.1
-    phones: float = 0.15
+    amplitude: float = 0.7
+    phones: float = 0.3
 
 
 def loss_counts(target: Tensor, known: Tensor, phones: Tensor) -> dict[str, float]:
@@ -86,8 +86,7 @@ def motion_loss(
     jaw, goal = motion[..., _JAW], target[..., _JAW]
     shut = known * (goal < SHUT)
     over = torch.relu(jaw - 0.5 * SHUT) / scale[_JAW]
-    whole = (known.sum(1) > 0.5 * known.shape[1]).to(motion.dtype)
-    spreads = torch.abs(_spread(jaw, known) - _spread(goal, known)) / scale[_JAW]
+    spreads = torch.abs(_spread(motion, known) - _spread(target, known)) / scale
     heard = (phones >= 0).any()
     said = (
         F.cross_entropy(logits.transpose(1, 2), phones, reduction="sum")
@@ -99,7 +98,7 @@ def motion_loss(
         "velocity": total(velocity, pair),
         "acceleration": total(acceleration, triple),
         "closure": (over * shut).sum(),
-        "amplitude": (spreads * whole).sum(),
+        "amplitude": ((spreads * importance).sum(-1) * _row_weight(known)).sum(),
         "phones": said,
     }
     return {k: getattr(weights, k) * v / counts[k] for k, v in sums.items()}
@@ -112,7 +111,13 @@ def _neighbours(known: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _spread(x: Tensor, known: Tensor) -> Tensor:
-    """Standard deviation of each row ``(B, T)`` over its known steps."""
-    count = known.sum(1).clamp(min=1.0)
-    middle = (x * known).sum(1, keepdim=True) / count[:, None]
-    return (((x - middle) ** 2 * known).sum(1) / count + 1e-6).sqrt()
+    """Standard deviation ``(B, C)`` of each row of ``(B, T, C)`` over its known steps."""
+    share = (known / known.sum(1, keepdim=True).clamp(min=1e-6))[..., None]
+    middle = (x * share).sum(1, keepdim=True)
+    return (((x - middle) ** 2 * share).sum(1) + 1e-6).sqrt()
+
+
+def _row_weight(known: Tensor) -> Tensor:
+    """Mean weight ``(B,)`` of each row's known steps, 0 where less than half of them are known."""
+    steps = (known > 0).sum(1)
+    return known.sum(1) / steps.clamp(min=1) * (steps > 0.5 * known.shape[1])

@@ -51,6 +51,7 @@ class MotionRecipe(BaseModel):
     bf16: bool = False  # forward pass in bfloat16; weights and losses stay in float32
     quiet: int = 60  # generated clips of nobody speaking
     quiet_share: float = 0.1
+    chatter_corpora: tuple[str, ...] = ()  # whose voices talk in the background; empty: all pools'
     teacher_iterations: int = 1500
     teacher_corpora: tuple[str, ...] = ()
     teacher_talkers: tuple[str, ...] = ()  # whose style labels speech in turn; empty: the average
