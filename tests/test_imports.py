@@ -21,6 +21,7 @@ RANKS = (
     {"likeness", "style"},
     {"avatar", "turns", "voice"},
     {"headmesh", "eyes", "teeth", "film"},
+    {"head"},
     {"render", "learn"},
     {"pipeline", "personal"},
     {"session", "bench"},

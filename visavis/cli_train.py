@@ -132,12 +132,22 @@ def train_renderer(
     recipe: Recipe,
     tier: Annotated[str, typer.Option(help="The tier the recipe is for.")] = "patch",
     steps: Annotated[int | None, typer.Option(help="Stop here, not at the recipe's end.")] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Log for it too, with pictures (tier full).")
+    ] = False,
 ) -> None:
-    """The net that paints the mouth; goes on where the run was left."""
+    """The net that paints the mouth (patch) or the head (full); goes on where the run was left.
+
+    For several processes (tier full) start it with torchrun -m visavis train renderer.
+    """
     need_torch()
     from visavis.train import renderer
 
-    print(renderer.train_renderer(recipe, tier, steps=steps, progress=_report))
+    done = renderer.train_renderer(
+        recipe, tier, steps=steps, board=tensorboard,
+        distributed="TORCHELASTIC_RUN_ID" in os.environ, progress=_report,
+    )  # fmt: skip
+    print(done)
 
 
 def export(
@@ -145,10 +155,10 @@ def export(
     output: Annotated[Path, typer.Option("-o", "--output", help="Model folder to write.")],
     card: Annotated[Path | None, typer.Option(help="Text of the model card.")] = None,
     recipe: Annotated[
-        Path | None, typer.Option(help="Of a mouth run that does not hold its own.")
+        Path | None, typer.Option(help="Of a renderer run that does not hold its own.")
     ] = None,
 ) -> None:
-    """Turn a motion or mouth run into a model folder the runtime reads (needs 'visavis\\[train]')."""
+    """Turn a run into a model folder the runtime reads (needs 'visavis\\[train]')."""
     need_torch()
     from visavis.train import cli
 

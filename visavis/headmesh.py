@@ -135,6 +135,10 @@ class HeadMesh:
         moved = self.source[468:] + self._share[:, None] * rigid[:, :2] + self._follow @ own[:, :2]
         return np.concatenate([face[:468, :2], moved]).astype(np.float32), face, pose
 
+    def neutral_points(self) -> np.ndarray:
+        """x and y of every vertex on the neutral head, ``(V, 2)`` in eye distances."""
+        return np.concatenate([self.avatar.neutral[:468, :2], self._outside[:, :2]])
+
     def order(self, face: np.ndarray) -> np.ndarray:
         """Drawing order, ``(T,)`` int64: the outside, then the face from far to near."""
         depth = face[self._face, 2].sum(1)

@@ -1,7 +1,8 @@
 """Motion to frames: the photo warped by its posed mesh, eyes and mouth laid into it.
 
 Tier ``mesh`` needs no net: eyes turn under lids that fold, the mouth's inside is the photo's own
-teeth or a generic set. Tier ``patch`` lets a small net paint the mouth. The background never moves.
+teeth or a generic set. Tier ``patch`` lets a small net paint the mouth, tier ``full`` a larger one
+the whole head after it. The background never moves.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import cv2
 import numpy as np
 
 from visavis.avatar import Avatar, resize_avatar
-from visavis.errors import ConfigError
+from visavis.errors import ConfigError, ModelError
 from visavis.eyes import EyePainter
 from visavis.facemodel import Pose
+from visavis.head import HeadPainter, Posed
 from visavis.headmesh import HeadMesh
 from visavis.likeness import LikenessPainter
+from visavis.modelstore import search_path
 from visavis.mouth import (
     MouthNet,
     apply_transform,
@@ -28,8 +31,25 @@ from visavis.raster import ATLAS_SCALE, HARD, draw
 from visavis.teeth import TeethPainter
 from visavis.types import N_CHANNELS, State
 
-TIERS = ("mesh", "patch")
+TIERS = ("mesh", "patch", "full")
 MOUTH_DIR = Path(__file__).parent / "assets" / "models" / "mouth"
+HEAD_DIR = Path(__file__).parent / "assets" / "models" / "head"
+
+
+def find_head_dir(explicit: str | Path | None = None) -> Path:
+    """The model folder of tier ``full``: given, shipped, or ``head`` where models are looked for.
+
+    Raises:
+        ModelError: there is none.
+    """
+    places = [Path(explicit)] if explicit else [HEAD_DIR, *(p / "head" for p in search_path())]
+    for place in places:
+        if (place / "model.json").is_file():
+            return place
+    raise ModelError(
+        f"tier full has no weights here (looked in {', '.join(map(str, places))}); train some with"
+        " `visavis train renderer full --tier full`, export them to one of these, or use tier patch"
+    )
 
 
 class Renderer:
@@ -37,14 +57,15 @@ class Renderer:
 
     Args:
         avatar: who.
-        tier: ``mesh`` or ``patch``.
+        tier: ``mesh``, ``patch`` or ``full``.
         size: side of the frame in pixels; the avatar's own by default.
-        mouth_dir: model folder of the mouth net, for ``patch``.
-        threads: CPU threads of the net.
+        mouth_dir: model folder of the mouth net, for ``patch`` and ``full``.
+        threads: CPU threads of the nets.
+        head_dir: model folder of the head net, for ``full``; see `find_head_dir`.
 
     Raises:
         ConfigError: unknown tier.
-        ModelError: the mouth net is missing.
+        ModelError: a net is missing.
     """
 
     lookahead = 0
@@ -56,6 +77,7 @@ class Renderer:
         size: int | None = None,
         mouth_dir: str | Path = MOUTH_DIR,
         threads: int = 1,
+        head_dir: str | Path | None = None,
     ):
         if tier not in TIERS:
             raise ConfigError(f"tier {tier!r} is unknown here; choose one of {', '.join(TIERS)}")
@@ -69,16 +91,18 @@ class Renderer:
         self._still = _still(avatar, self.mesh, self._atlas, self._base)
         self._eyes = EyePainter(avatar)
         self._teeth = TeethPainter(avatar)
-        self._net = _mouth_net(avatar, mouth_dir, threads) if tier == "patch" else None
+        self._net = _mouth_net(avatar, mouth_dir, threads) if tier != "mesh" else None
+        self._head = None
+        if tier == "full":
+            self._head = HeadPainter(avatar, self.mesh, find_head_dir(head_dir), threads)
         self._likeness = None
         if avatar.likeness is not None:
             self._likeness = LikenessPainter(avatar.likeness, self.mesh.source, self.size)
 
     def init_state(self, batch: int = 1) -> State:
         """Memory of no previous frame."""
-        if self._net is None:
-            return {}
-        return {f"render/{k}": v for k, v in self._net.init_state(batch).items()}
+        nets = [n for n in (self._net, self._head and self._head.net) if n is not None]
+        return {f"render/{k}": v for n in nets for k, v in n.init_state(batch).items()}
 
     def step(self, state: State, motion: np.ndarray) -> tuple[State, np.ndarray]:
         """Draw frames.
@@ -94,11 +118,25 @@ class Renderer:
         assert width == N_CHANNELS, motion.shape
         frames = np.empty((batch, count, self.size, self.size, 3), np.uint8)
         for k in range(count):
+            posed = []
             for b in range(batch):
-                one = {name: value[b : b + 1] for name, value in state.items()}
-                one = self._draw(one, motion[b, k], frames[b, k])
-                state = one if batch == 1 else _put(state, one, b)
+                mouth = {n: v[b : b + 1] for n, v in state.items() if n.startswith("render/mouth/")}
+                mouth, where = self._draw(mouth, motion[b, k], frames[b, k])
+                state = state | mouth if batch == 1 else _put(state, mouth, b)
+                posed.append(where)
+            if self._head is not None:
+                state = state | self._paint_heads(state, frames[:, k], posed, motion[:, k])
         return state, frames
+
+    def _paint_heads(
+        self, state: State, frames: np.ndarray, posed: list[Posed], motion: np.ndarray
+    ) -> State:
+        """Let the head net paint one frame of every session at once, in place."""
+        memory = {
+            k.removeprefix("render/"): v for k, v in state.items() if k.startswith("render/head/")
+        }
+        memory = self._head.step(memory, frames, posed, motion)
+        return {f"render/{k}": v for k, v in memory.items()}
 
     def flush(self, state: State) -> np.ndarray:
         """Nothing is held back: ``(B, 0, S, S, 3)``."""
@@ -125,7 +163,7 @@ class Renderer:
         )  # fmt: skip
         return target, face, pose
 
-    def _draw(self, state: State, motion: np.ndarray, out: np.ndarray) -> State:
+    def _draw(self, state: State, motion: np.ndarray, out: np.ndarray) -> tuple[State, Posed]:
         np.copyto(out, self._still)
         target, face, pose = self._warp(motion, self._atlas, self._base, out)
         self._eyes.paint(out, face, motion)
@@ -133,8 +171,9 @@ class Renderer:
         if self._likeness is not None:
             mesh, crop = self.mesh, crop_transform(face)
             self._likeness.paint(out, motion, target, mesh.triangles, mesh.order(face), crop)
+        posed = Posed(target, face)
         if self._net is None:
-            return state
+            return state, posed
         transform = crop_transform(face)
         crop = warp_crop(out, transform)[None]
         local = apply_transform(transform, face)[None]
@@ -143,7 +182,7 @@ class Renderer:
         paste(out, transform, rgb[0], alpha[0])
         if own_teeth is not None:
             own_teeth.put_back()
-        return {f"render/{k}": v for k, v in memory.items()}
+        return {f"render/{k}": v for k, v in memory.items()}, posed
 
 
 def _mouth_net(avatar: Avatar, folder: str | Path, threads: int) -> MouthNet | None:

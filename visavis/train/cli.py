@@ -207,19 +207,19 @@ def train_autoencoder(
 def export_run(
     run: str | Path, out: str | Path, card: str = "", recipe: str | Path | None = None
 ) -> Path:
-    """The weights of a motion, mouth or autoencoder run to a model folder.
+    """The weights of a motion, renderer or autoencoder run to a model folder.
 
     Args:
         run: folder of the run.
         out: the model folder.
         card: text of the model card.
-        recipe: of a mouth run that does not hold its own.
+        recipe: of a renderer run that does not hold its own.
 
     Raises:
-        InputError: no checkpoint in ``run``, or no recipe of a mouth run.
+        InputError: no checkpoint in ``run``, or no recipe of a renderer run.
     """
     if (Path(run) / "last.pt").exists():
-        return _export_mouth_run(Path(run), Path(out), card, recipe)
+        return _export_renderer_run(Path(run), Path(out), card, recipe)
     kept = Path(run) / "recipe.json"
     if kept.exists() and "latent" in json.loads(kept.read_text(encoding="utf-8")):
         return _export_autoencoder_run(Path(run), Path(out), card)
@@ -238,17 +238,19 @@ def _export_autoencoder_run(run: Path, out: Path, card: str) -> Path:
     return export_autoencoder(load_net(run), out, card, facts)
 
 
-def _export_mouth_run(run: Path, out: Path, card: str, recipe: str | Path | None) -> Path:
+def _export_renderer_run(run: Path, out: Path, card: str, recipe: str | Path | None) -> Path:
+    from visavis.train.full import FullRecipe, export_head
     from visavis.train.renderer import RendererRecipe, export_mouth, load_recipe
 
     kept = run / "recipe.json"
-    if recipe:
-        config = load_recipe(recipe)
-    elif kept.exists():
-        config = RendererRecipe.model_validate_json(kept.read_text(encoding="utf-8"))
-    else:
-        raise InputError(f"the mouth run {run} holds no recipe.json; give --recipe RECIPE")
-    return export_mouth(run, config, out, card)
+    if not (recipe or kept.exists()):
+        raise InputError(f"the renderer run {run} holds no recipe.json; give --recipe RECIPE")
+    told = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    kind, export = (FullRecipe, export_head) if told.get("tier") == "full" else (
+        RendererRecipe, export_mouth,
+    )  # fmt: skip
+    config = load_recipe(recipe, kind) if recipe else kind.model_validate(told)
+    return export(run, config, out, card)
 
 
 def export_motion_run(

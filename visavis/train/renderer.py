@@ -1,4 +1,5 @@
-"""Train and export the renderer nets. Tier ``patch``: the mouth net of `visavis.models.mouth`.
+"""Train and export the renderer nets. Here: what all share, and tier ``patch``, the mouth net of
+`visavis.models.mouth`; tier ``full`` is in `visavis.train.full`.
 
 A run is a folder: ``data.npz`` (crops, built once), ``last.pt`` (everything that changes, written
 whole), ``log.jsonl``. Step k draws its batch from the generator seeded by (seed, k), so a run that
@@ -27,6 +28,7 @@ from visavis.errors import ConfigError
 from visavis.models.mouth import MouthCritic, MouthUNet, multiply_adds
 from visavis.mouth import N_CHANNELS, SIZE, SPAN
 from visavis.train import renderer_losses as losses
+from visavis.train.recipes import FOLDER
 from visavis.train.renderer_data import MouthData, MouthSampler, Sampling, build_cache, held_out
 
 WINDOW = (slice(None), slice(None), slice(14, 94), slice(8, 120))  # where mouths are, 80 x 112
@@ -34,18 +36,23 @@ WANDER = 4  # px by which the window's corner walks, lest strided losses leave a
 CRITIC_COLUMNS = slice(6, 8)  # of the inputs: the skull's x and y, shown to the critic
 
 
-class _Frozen(BaseModel):
+Progress = Callable[[str], None]
+
+
+class Frozen(BaseModel):
+    """A config that refuses unknown keys."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class NetConfig(_Frozen):
+class NetConfig(Frozen):
     """Arguments of `MouthUNet`."""
 
     widths: tuple[int, ...] = (24, 48, 96, 128)
     deep: int = 1
 
 
-class LossConfig(_Frozen):
+class LossConfig(Frozen):
     """Weights of the losses; see `generator_loss`."""
 
     pixel: float = 1.0
@@ -57,7 +64,7 @@ class LossConfig(_Frozen):
     steady: float = 0.3
 
 
-class RendererRecipe(_Frozen):
+class RendererRecipe(Frozen):
     """A training run of one renderer net; paths are relative to the working folder."""
 
     tier: str = "patch"
@@ -79,14 +86,25 @@ class RendererRecipe(_Frozen):
     mix: dict[str, float] = {"sfhq": 1.0}
 
 
-def load_recipe(path: str | Path) -> RendererRecipe:
+def load_recipe(
+    path: str | Path, kind: type[Frozen] | None = None, tier: str | None = None
+) -> Frozen:
     """Read a recipe.
 
+    Args:
+        path: a TOML file, or the name of a shipped recipe.
+        kind: what it must be; a `RendererRecipe` by default.
+        tier: which its own must be.
+
     Raises:
-        ConfigError: not a recipe; the message names the key.
+        ConfigError: not a recipe, or of another tier; the message names the key.
     """
+    path = Path(path) if Path(path).suffix else FOLDER / f"{path}.toml"
     try:
-        return RendererRecipe(**tomllib.loads(Path(path).read_text()))
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        if tier is not None and raw.get("tier", tier) != tier:
+            raise ConfigError(f"recipe {path} trains tier {raw['tier']!r}, asked for {tier!r}")
+        return (kind or RendererRecipe)(**raw)
     except (OSError, tomllib.TOMLDecodeError, ValidationError) as err:
         raise ConfigError(f"{path} is not a renderer recipe: {err}") from err
 
@@ -96,14 +114,18 @@ def train_renderer(
     tier: str = "patch",
     *,
     steps: int | None = None,
-    progress: Callable[[str], None] = lambda text: None,
+    board: bool = False,
+    distributed: bool = False,
+    progress: Progress = lambda text: None,
 ) -> Path:
     """Train (or go on training) the net of a recipe.
 
     Args:
-        recipe_path: a TOML file such as ``visavis/train/recipes/patch.toml``.
+        recipe_path: a TOML file such as ``visavis/train/recipes/patch.toml``, or a shipped name.
         tier: must be the recipe's.
         steps: stop at this step instead of the recipe's.
+        board: write a TensorBoard log as well (tier ``full``).
+        distributed: torchrun started this process, one of several (tier ``full``).
         progress: called with one line every 50 steps.
 
     Returns:
@@ -112,9 +134,17 @@ def train_renderer(
     Raises:
         ConfigError: unreadable recipe, another tier, or no training data.
     """
-    recipe = load_recipe(recipe_path)
-    if tier != recipe.tier or tier != "patch":
-        raise ConfigError(f"recipe {recipe_path} trains tier {recipe.tier!r}, asked for {tier!r}")
+    if tier == "full":
+        from visavis.train.full import train_full
+
+        return train_full(
+            recipe_path, steps=steps, board=board, distributed=distributed, progress=progress
+        )
+    recipe = load_recipe(recipe_path, tier=tier)
+    if tier != "patch":
+        raise ConfigError(f"tier {tier!r} has no net to train; choose one of patch, full")
+    if board or distributed:
+        raise ConfigError("tier patch trains in one process and writes no TensorBoard log")
     cache = recipe.run / "data.npz"
     if cache.is_file():
         data = MouthData.load(cache)
@@ -127,15 +157,23 @@ def train_renderer(
     return recipe.run
 
 
-class Learner:
-    """Everything that changes during training, in one place that can be saved whole."""
+def mouth_nets(recipe: RendererRecipe) -> tuple[nn.Module, nn.Module]:
+    """The mouth net and its critic, untrained."""
+    return MouthUNet(N_CHANNELS, recipe.net.widths, recipe.net.deep), MouthCritic()
 
-    def __init__(self, recipe: RendererRecipe):
+
+class Learner:
+    """Everything that changes during training, in one place that can be saved whole.
+
+    Args:
+        recipe: of the run.
+        build: makes net and critic from the recipe.
+    """
+
+    def __init__(self, recipe: Frozen, build: Callable = mouth_nets):
         torch.manual_seed(recipe.seed)
-        form = {"memory_format": torch.channels_last}
-        self.net = MouthUNet(N_CHANNELS, recipe.net.widths, recipe.net.deep).to(**form)
+        self.net, self.critic = (net.to(memory_format=torch.channels_last) for net in build(recipe))
         self.average = copy.deepcopy(self.net).requires_grad_(False)
-        self.critic = MouthCritic().to(**form)
         self.optimiser = torch.optim.AdamW(
             self.net.parameters(), recipe.learning_rate, betas=(0.8, 0.99), weight_decay=1e-3
         )
@@ -161,41 +199,80 @@ class Learner:
         self.step = kept["step"]
 
 
-def fit(
-    recipe: RendererRecipe,
-    data: MouthData,
-    *,
-    stop: int | None = None,
-    progress: Callable[[str], None] = lambda text: None,
-) -> int:
-    """The training loop; returns the step it stopped at."""
+def begin(recipe: Frozen, build: Callable = mouth_nets, leads: bool = True) -> Learner:
+    """A fresh run in its folder, or the one that was left there."""
     torch.set_num_threads(recipe.threads)
-    recipe.run.mkdir(parents=True, exist_ok=True)
-    (recipe.run / "recipe.json").write_text(recipe.model_dump_json(indent=1), encoding="utf-8")
-    learner = Learner(recipe)
+    if leads:
+        recipe.run.mkdir(parents=True, exist_ok=True)
+        (recipe.run / "recipe.json").write_text(recipe.model_dump_json(indent=1), encoding="utf-8")
+    learner = Learner(recipe, build)
     last = recipe.run / "last.pt"
     if last.is_file():
         learner.load(last)
-    keep = np.array([not held_out(str(p)) for p in data.people])
-    sampler = MouthSampler(data.subset(np.flatnonzero(keep)), Sampling(dict(recipe.mix)))
-    seen = losses.Perceptual(recipe.models) if recipe.loss.perceptual else None
-    end = min(recipe.steps, stop or recipe.steps)
+    return learner
+
+
+def run_steps(
+    recipe: Frozen,
+    learner: Learner,
+    source: Iterator[dict[str, Tensor]],
+    take: Callable[[dict[str, Tensor]], dict[str, float]],
+    end: int,
+    progress: Progress,
+    *,
+    leads: bool = True,
+    after: Callable[[dict[str, float] | None], None] = lambda line: None,
+) -> int:
+    """Every batch of ``source`` once, with a log and checkpoints; returns the step it stopped at.
+
+    Args:
+        recipe: of the run.
+        learner: what learns.
+        source: batches from the learner's step on.
+        take: one step on a batch; the losses by name.
+        end: the last step.
+        progress: called with each line of the log.
+        leads: whether this process writes.
+        after: called after every step with the line of the log that was due, or None.
+    """
     totals: dict[str, float] = {}
-    for batch in _batches(recipe, sampler, learner.step, end):
-        report = train_step(recipe, learner, seen, batch)
+    for batch in source:
+        report = take(batch)
         learner.step += 1
+        line = None
         for key, value in report.items():
             totals[key] = totals.get(key, 0.0) + value
         if learner.step % 50 == 0 or learner.step == end:
             count = (learner.step - 1) % 50 + 1
             line = {"step": learner.step} | {k: round(v / count, 4) for k, v in totals.items()}
-            with (recipe.run / "log.jsonl").open("a") as log:
-                log.write(json.dumps(line) + "\n")
-            progress(json.dumps(line))
             totals = {}
-        if learner.step % recipe.save_every == 0 or learner.step == end:
-            learner.save(last)
+            if leads:
+                with (recipe.run / "log.jsonl").open("a") as log:
+                    log.write(json.dumps(line) + "\n")
+                progress(json.dumps(line))
+        after(line)
+        if leads and (learner.step % recipe.save_every == 0 or learner.step == end):
+            learner.save(recipe.run / "last.pt")
     return learner.step
+
+
+def fit(
+    recipe: RendererRecipe,
+    data: MouthData,
+    *,
+    stop: int | None = None,
+    progress: Progress = lambda text: None,
+) -> int:
+    """Train the mouth net; returns the step it stopped at."""
+    learner = begin(recipe)
+    keep = np.array([not held_out(str(p)) for p in data.people])
+    sampler = MouthSampler(data.subset(np.flatnonzero(keep)), Sampling(dict(recipe.mix)))
+    seen = losses.Perceptual(recipe.models) if recipe.loss.perceptual else None
+    end = min(recipe.steps, stop or recipe.steps)
+    source = _batches(recipe, sampler, learner.step, end)
+    return run_steps(
+        recipe, learner, source, lambda b: train_step(recipe, learner, seen, b), end, progress
+    )
 
 
 def _batches(
@@ -238,12 +315,7 @@ def train_step(
 ) -> dict[str, float]:
     """One step of both nets; returns the losses as floats."""
     adversarial = learner.step >= recipe.warm_up and recipe.loss.critic > 0
-    fall = 0.5 * (1 + math.cos(math.pi * min(learner.step / recipe.steps, 1.0)))
-    rate = recipe.learning_rate * min(1.0, (learner.step + 1) / 100) * (0.05 + 0.95 * fall)
-    for group in learner.optimiser.param_groups:
-        group["lr"] = rate
-    for group in learner.critic_optimiser.param_groups:
-        group["lr"] = recipe.critic_rate
+    set_rates(recipe, learner)
     report: dict[str, float] = {}
     window = wandering(learner.step)
     inputs, jittered = batch["inputs"], batch.get("jittered")
@@ -257,6 +329,22 @@ def train_step(
         if adversarial:
             report |= _train_critic(learner, shown.detach(), batch)
         loss, parts = generator_loss(recipe, learner, seen, batch, rgba, shown, adversarial)
+    descend(recipe, learner, loss)
+    return report | parts
+
+
+def set_rates(recipe: Frozen, learner: Learner) -> None:
+    """Learning rates of this step: a linear start, then half a cosine; the critic's is constant."""
+    fall = 0.5 * (1 + math.cos(math.pi * min(learner.step / recipe.steps, 1.0)))
+    rate = recipe.learning_rate * min(1.0, (learner.step + 1) / 100) * (0.05 + 0.95 * fall)
+    for group in learner.optimiser.param_groups:
+        group["lr"] = rate
+    for group in learner.critic_optimiser.param_groups:
+        group["lr"] = recipe.critic_rate
+
+
+def descend(recipe: Frozen, learner: Learner, loss: Tensor) -> None:
+    """One update of the net and of its running average."""
     learner.optimiser.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(learner.net.parameters(), 1.0)
@@ -265,7 +353,6 @@ def train_step(
     with torch.no_grad():
         for slow, fast in zip(learner.average.parameters(), learner.net.parameters(), strict=True):
             slow.lerp_(fast, 1 - decay)
-    return report | parts
 
 
 def _train_critic(learner: Learner, shown: Tensor, batch: dict[str, Tensor]) -> dict[str, float]:
@@ -337,15 +424,7 @@ def export_mouth(run: Path, recipe: RendererRecipe, out: Path, card: str) -> Pat
     net = learner.average.eval().to(memory_format=torch.contiguous_format)
     out.mkdir(parents=True, exist_ok=True)
     graph = out / "mouth.onnx"
-    example = torch.zeros(2, N_CHANNELS, SIZE, SIZE)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the older exporter says that it is old; it is quick
-        torch.onnx.export(
-            net, (example,), str(graph), dynamo=False, opset_version=17,
-            input_names=["inputs"], output_names=["rgba"],
-            dynamic_axes={"inputs": {0: "batch"}, "rgba": {0: "batch"}},
-        )  # fmt: skip
-    store_half(graph)
+    write_graph(net, {"inputs": torch.zeros(2, N_CHANNELS, SIZE, SIZE)}, ["rgba"], graph)
     about = {
         "kind": "mouth",
         "graph": graph.name,
@@ -362,6 +441,25 @@ def export_mouth(run: Path, recipe: RendererRecipe, out: Path, card: str) -> Pat
     (out / "model.json").write_text(json.dumps(about, indent=1) + "\n")
     (out / "card.md").write_text(card)
     return out
+
+
+def write_graph(net: nn.Module, example: dict[str, Tensor], outputs: list[str], path: Path) -> None:
+    """Export a net for any batch, weights as float16.
+
+    Args:
+        net: its forward takes the inputs in this order.
+        example: inputs by name.
+        outputs: their names.
+        path: the ``.onnx`` file.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the older exporter says that it is old; it is quick
+        torch.onnx.export(
+            net, tuple(example.values()), str(path), dynamo=False, opset_version=17,
+            input_names=list(example), output_names=outputs,
+            dynamic_axes={name: {0: "batch"} for name in (*example, *outputs)},
+        )  # fmt: skip
+    store_half(path)
 
 
 def store_half(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Losses of the mouth net: pixels, gradients, a perceptual distance, a patch critic.
+"""Losses of the renderer nets: pixels, gradients, perceptual and identity distances, a patch critic.
 
 The perceptual distance is LPIPS-like: SqueezeNet 1.1 features with the published linear heads. The
 backbone is the Keras port of the Caffe weights, not torchvision's, hence its own name.
@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from visavis.errors import ModelError
 
 _TAPS = (None, 3, 5, 6, 7, 8, 9)  # conv1, then the fire modules that the heads read
 _POOL_BEFORE = (2, 4, 6)
@@ -131,3 +133,97 @@ def critic_loss(real: Tensor, fake: Tensor, mask: Tensor) -> Tensor:
 def fooling_loss(fake: Tensor, mask: Tensor) -> Tensor:
     """The generator's side of `critic_loss`."""
     return -(fake * mask).sum() / mask.sum().clamp_min(1.0)
+
+
+class Identity(nn.Module):
+    """Distance of two faces' embeddings, 1 - cosine; not trained.
+
+    The graph of face-reidentification-retail-0095 (Intel Open Model Zoo, Apache-2.0) run in torch,
+    operation by operation, so that a gradient comes through.
+
+    Args:
+        models: folder with ``face-reidentification-retail-0095.xml``.
+
+    Raises:
+        ModelError: the graph has an operation that is not known here.
+    """
+
+    def __init__(self, models: Path):
+        import openvino as ov
+
+        super().__init__()
+        graph = ov.Core().read_model(str(models / "face-reidentification-retail-0095.xml"))
+        self._plan: list[tuple[str, str, list[str], dict]] = []
+        self._fixed: dict[str, str] = {}
+        for op in graph.get_ordered_ops():
+            kind, name = op.get_type_name(), op.get_friendly_name()
+            sources = [
+                op.input_value(i).get_node().get_friendly_name() for i in range(op.get_input_size())
+            ]
+            if kind == "Constant":
+                self._fixed[name] = f"w{len(self._fixed)}"
+                value = torch.from_numpy(op.get_data().astype(np.float32))
+                self.register_buffer(self._fixed[name], value, persistent=False)
+            elif kind == "Convert":
+                self._fixed[name] = self._fixed[sources[0]]
+            elif kind == "Parameter":
+                self._input = name
+            elif kind == "Result":
+                self._output = sources[0]
+            elif kind in _OPERATIONS:
+                self._plan.append((kind, name, sources, op.get_attributes()))
+            else:
+                raise ModelError(f"the identity graph has an unknown operation {kind}")
+
+    def embed(self, faces: Tensor) -> Tensor:
+        """Unit embeddings ``(B, 256)`` of aligned faces ``(B, 3, 128, 128)``, RGB -1..1."""
+        values = {self._input: (faces.flip(1) + 1) * 127.5}
+        for kind, name, sources, attributes in self._plan:
+            given = [values[s] if s in values else getattr(self, self._fixed[s]) for s in sources]
+            values[name] = _OPERATIONS[kind](*given, attributes)
+        return F.normalize(values[self._output].flatten(1))
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """``(B,)`` distances of aligned faces."""
+        with torch.no_grad():
+            real = self.embed(b)
+        return 1 - (self.embed(a) * real).sum(1)
+
+
+def _convolve(x: Tensor, weight: Tensor, attributes: dict) -> Tensor:
+    groups = 1
+    if weight.ndim == 5:  # group first
+        groups, weight = len(weight), weight.flatten(0, 1)
+    return F.conv2d(
+        x, weight, None, tuple(attributes["strides"]), tuple(attributes["pads_begin"]), 1, groups
+    )
+
+
+_OPERATIONS = {
+    "Convolution": _convolve,
+    "GroupConvolution": _convolve,
+    "Add": lambda a, b, _: a + b,
+    "Multiply": lambda a, b, _: a * b,
+    "PRelu": lambda x, slope, _: F.prelu(x, slope.flatten()),
+    "Sigmoid": lambda x, _: torch.sigmoid(x),
+    "AvgPool": lambda x, at: F.avg_pool2d(x, tuple(at["kernel"]), tuple(at["strides"])),
+}
+
+
+def crop_at(picture: Tensor, place: Tensor, size: int) -> Tensor:
+    """Crops ``(B, C, size, size)`` of ``(B, C, H, W)`` at affine places ``(B, 2, 3)`` in -1..1."""
+    grid = F.affine_grid(place, [len(picture), 1, size, size], align_corners=False)
+    return F.grid_sample(
+        picture.float(), grid, mode="bilinear", padding_mode="border", align_corners=False
+    )
+
+
+def moved_back(picture: Tensor, flow: Tensor) -> Tensor:
+    """A picture ``(B, C, H, W)`` fetched where ``flow`` ``(B, H, W, 2)`` px points."""
+    side = picture.shape[-1]
+    eye = torch.eye(2, 3).repeat(len(picture), 1, 1)
+    grid = F.affine_grid(eye, [len(picture), 1, side, side], align_corners=False)
+    return F.grid_sample(
+        picture, grid + flow * (2 / side), mode="bilinear", padding_mode="border",
+        align_corners=False,
+    )  # fmt: skip
