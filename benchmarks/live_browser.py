@@ -17,7 +17,6 @@ import json
 import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
 import urllib.request
@@ -26,6 +25,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from live_process import cpu_seconds, rss, serving
 from playwright.sync_api import Page, sync_playwright
 
 HERE = Path(__file__).parent
@@ -41,7 +41,6 @@ SHOWS = 1.5  # how much red (Cr) an opening must take away to be judged
 SETTLE_S = 8  # the browser's buffers find their length; not counted
 FRAME_MS = 1000 / 30
 BLOCK_MS = 10
-HZ = os.sysconf("SC_CLK_TCK")
 
 HOOKS = """
 window.marks = {};
@@ -151,8 +150,7 @@ class Watch:
         """One piece."""
         for name, rows in self._page.evaluate(TAKE).items():
             self.kept[name] += rows
-        pages = int(Path(f"/proc/{self._pid}/statm").read_text().split()[1])
-        self.rss.append(pages * 4096)
+        self.rss.append(rss(self._pid))
 
     def wait(self, seconds: float) -> None:
         """Let it run."""
@@ -317,26 +315,6 @@ def server_facts(address: str) -> dict:
     return facts
 
 
-def cpu_seconds(pid: int) -> float:
-    """Of a process and its children."""
-    parents: dict[int, list[int]] = {}
-    spent: dict[int, int] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        child = int(stat.parent.name)
-        parents.setdefault(int(fields[1]), []).append(child)
-        spent[child] = int(fields[11]) + int(fields[12])
-    todo, total = [pid], 0
-    while todo:
-        one = todo.pop()
-        total += spent.get(one, 0)
-        todo += parents.get(one, [])
-    return total / HZ
-
-
 def interruptions(page: Page, watch: Watch, speech: Path, count: int) -> dict:
     """Play a file, interrupt it at a random moment, see when it is silent and the mouth shut."""
     chance = random.Random(0)
@@ -408,7 +386,7 @@ def measure(page: Page, address: str, pid: int, chromium: int, options: argparse
         for after, before in zip((cpu_seconds(pid), cpu_seconds(chromium)), spent, strict=True)
     ]
     frames = watch.frames()
-    rss = watch.rss[len(watch.rss) // 5 :] or watch.rss
+    memory = watch.rss[len(watch.rss) // 5 :] or watch.rss
     marks = page.evaluate("window.marks")
     facts = {
         "first_frame_ms": round(marks["first"] - marks["offer"]),
@@ -418,7 +396,7 @@ def measure(page: Page, address: str, pid: int, chromium: int, options: argparse
         "server_core_percent": round(100 * used[0] / options.seconds, 1),
         "chromium_core_percent": round(100 * (used[1] - used[0]) / options.seconds, 1),
         "rss_mb": [r >> 20 for r in watch.rss[:: max(1, len(watch.rss) // 12)]],
-        "rss_growth_percent": round(100 * (rss[-1] / rss[0] - 1), 2),
+        "rss_growth_percent": round(100 * (memory[-1] / memory[0] - 1), 2),
         "browser": browser_facts(watch.kept["stats"]),
         "server": server_facts(address),
     }
@@ -444,23 +422,20 @@ def main() -> int:
     options = parser.parse_args()
     pcm = word()
     ideal = ideal_opening_ms(pcm, options.size, options.tier)
-    command = [sys.executable, HERE / "live_coded.py", "--size", str(options.size)]
-    command += ["--tier", options.tier]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        address = server.stdout.readline().split()[-1]
-        with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-            options.speech = write_wav(Path(folder) / "speech.wav", np.tile(pcm[:13_000], 8))
-            mic = f"--use-file-for-fake-audio-capture={write_wav(Path(folder) / 'mic.wav', pcm)}"
-            browser = playwright.chromium.launch(
-                executable_path=shutil.which("chromium"), args=[*FLAGS, mic]
-            )
-            page = browser.new_page(bypass_csp=True)
-            facts = measure(page, address, server.pid, os.getpid(), options)
-            browser.close()
-    finally:
-        server.terminate()
-        server.wait(30)
+    command = [str(HERE / "live_coded.py"), "--size", str(options.size), "--tier", options.tier]
+    with (
+        serving(*command) as (address, pid),
+        tempfile.TemporaryDirectory() as folder,
+        sync_playwright() as playwright,
+    ):
+        options.speech = write_wav(Path(folder) / "speech.wav", np.tile(pcm[:13_000], 8))
+        mic = f"--use-file-for-fake-audio-capture={write_wav(Path(folder) / 'mic.wav', pcm)}"
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=[*FLAGS, mic]
+        )
+        page = browser.new_page(bypass_csp=True)
+        facts = measure(page, address, pid, os.getpid(), options)
+        browser.close()
     facts = {
         "bench": "live_browser",
         "seconds": options.seconds,

@@ -9,22 +9,23 @@ import argparse
 import asyncio
 import json
 import random
-import subprocess
 import sys
 from pathlib import Path
 
 import httpx2 as httpx
+from live_process import demo, family, rss, serving
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 
 def held(pid: int) -> dict[str, int]:
-    """Memory, threads and open files of a process."""
-    root = Path(f"/proc/{pid}")
+    """Memory, processes, threads and open files of the server."""
+    roots = [Path(f"/proc/{one}") for one in family(pid)]
     return {
-        "rss_mb": int((root / "statm").read_text().split()[1]) * 4096 >> 20,
-        "threads": len(list((root / "task").iterdir())),
-        "files": len(list((root / "fd").iterdir())),
+        "rss_mb": rss(pid) >> 20,
+        "processes": len(roots),
+        "threads": sum(len(list((root / "task").iterdir())) for root in roots),
+        "files": sum(len(list((root / "fd").iterdir())) for root in roots),
     }
 
 
@@ -85,25 +86,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sessions", type=int, default=500)
     options = parser.parse_args()
-    code = (
-        "from visavis.serve.cli import make_app, run; from visavis.serve.config import *; "
-        "c = ServeConfig.of(port=0, avatars=(ASSETS / 'demo.avatar',), max_sessions=8, size=256, "
-        "detach_s=1.0, sessions_per_client=8, requests_per_minute=1000000); run(c, make_app(c))"
-    )
-    server = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    try:
-        address = server.stdout.readline().split()[-1]
-        facts = asyncio.run(churn(address, server.pid, options.sessions))
-    finally:
-        server.terminate()
-        server.wait(30)
+    with serving(*demo(max_sessions=8, size=256, detach_s=1.0)) as (address, pid):
+        facts = asyncio.run(churn(address, pid, options.sessions))
     before, after = facts["before"], facts["after"]
     grown = after["rss_mb"] / before["rss_mb"] - 1
     facts |= {"bench": "live_churn", "sessions": options.sessions}
     facts["rss_growth_percent"] = round(100 * grown, 1)
-    kept = after["threads"] > before["threads"] + 1 or after["files"] > before["files"] + 1
+    kept = any(after[what] > before[what] + 1 for what in ("threads", "files"))
+    kept |= after["processes"] != before["processes"]
     facts["pass"] = grown < 0.05 and not kept
     print(json.dumps(facts))
     return 0 if facts["pass"] else 1

@@ -12,19 +12,13 @@ import argparse
 import asyncio
 import json
 import os
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import httpx2 as httpx
 from aiortc import RTCPeerConnection, RTCSessionDescription
+from live_process import cpu_seconds, demo, serving
 
-CODE = (
-    "from visavis.serve.cli import make_app, run; from visavis.serve.config import *; "
-    "c = ServeConfig.of(port=0, avatars=(ASSETS / 'demo.avatar',), max_sessions={limit}, size={size}, "
-    "sessions_per_client=100, requests_per_minute=1000000); run(c, make_app(c))"
-)
 SETTLE_S = 8
 
 
@@ -53,12 +47,6 @@ async def drawn(client: httpx.AsyncClient, sessions: list[str]) -> dict[str, dic
     return {s: (await client.get(f"/sessions/{s}")).json() for s in sessions}
 
 
-def cpu_s(pid: int) -> float:
-    """Of one process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 async def measure(address: str, pid: int, seconds: float) -> dict:
     """Fill the house, refuse one, count."""
     from visavis.serve.config import ASSETS
@@ -75,12 +63,12 @@ async def measure(address: str, pid: int, seconds: float) -> dict:
         refusal_ms = 1000 * (time.monotonic() - begin)
         before, spent, start = (
             await drawn(client, names),
-            (cpu_s(pid), time.process_time()),
+            (cpu_seconds(pid), time.process_time()),
             time.monotonic(),
         )
         await asyncio.sleep(seconds)
         after, wall = await drawn(client, names), time.monotonic() - start
-        used = cpu_s(pid) - spent[0], time.process_time() - spent[1]
+        used = cpu_seconds(pid) - spent[0], time.process_time() - spent[1]
         for task in talk:
             task.cancel()
         await asyncio.gather(*(pc.close() for _, pc in pairs))
@@ -110,16 +98,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--sessions", type=int, default=0, help="0: what the server measures")
     options = parser.parse_args()
-    code = CODE.format(size=options.size, limit=options.sessions)
-    server = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    try:
-        address = server.stdout.readline().split()[-1]
-        facts = asyncio.run(measure(address, server.pid, options.seconds))
-    finally:
-        server.terminate()
-        server.wait(60)
+    with serving(*demo(max_sessions=options.sessions, size=options.size)) as (address, pid):
+        facts = asyncio.run(measure(address, pid, options.seconds))
     facts = {
         "bench": "live_many",
         "size": options.size,

@@ -40,7 +40,7 @@ import visavis
 from visavis.serve.config import ASSETS
 from visavis.serve.face import Face
 from visavis.serve.livekit import VisavisGenerator, options_of
-from visavis.serve.outlet import to_s16
+from visavis.serve.coders import to_s16
 from visavis.serve.speech import speak_text
 
 FACE = "visavis-face"  # identity of a remote face

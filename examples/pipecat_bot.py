@@ -34,7 +34,7 @@ from pipecat.workers.runner import WorkerRunner
 import visavis
 from visavis.serve.config import ASSETS
 from visavis.serve.face import Face
-from visavis.serve.outlet import to_s16
+from visavis.serve.coders import to_s16
 from visavis.serve.pipecat import VisavisProcessor
 from visavis.serve.speech import speak_text
 

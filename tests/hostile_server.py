@@ -11,6 +11,7 @@ from visavis.serve.app import build_app
 from visavis.serve.cli import run
 from visavis.serve.config import ASSETS, ServeConfig
 from visavis.serve.library import Library
+from visavis.serve.workers import in_thread
 
 if __name__ == "__main__":
     config = ServeConfig.of(
@@ -33,4 +34,4 @@ if __name__ == "__main__":
     def models(name):
         return DoublePipeline(config.fps, MotionRenderer("mesh", size=32)), ()
 
-    run(config, build_app(config, library=library, models=models, limit=10_000, render=no_film))
+    run(config, build_app(config, library=library, hire=in_thread(models), limit=10_000, render=no_film))

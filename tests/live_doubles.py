@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 
@@ -20,7 +21,10 @@ class LoudnessMotion:
         self.lookahead = lookahead
 
     def init_state(self, batch=1):
-        return {"motion/seen": np.zeros(batch, np.int64), "motion/jaw": np.zeros((batch, 4), np.float32)}
+        return {
+            "motion/seen": np.zeros(batch, np.int64),
+            "motion/jaw": np.zeros((batch, 4), np.float32),
+        }
 
     def step(self, state, chunk):
         assert chunk.shape[1] % 2 == 0, "live hops are whole motion steps"
@@ -37,7 +41,9 @@ class LoudnessMotion:
                 row = np.zeros((len(chunk), N_CHANNELS), np.float32)
                 row[:, CHANNEL["jaw_open"]] = state["motion/jaw"][:, -1 - self.lookahead]
                 rows.append(row)
-        return state, np.stack(rows, 1) if rows else np.zeros((len(chunk), 0, N_CHANNELS), np.float32)
+        return state, np.stack(rows, 1) if rows else np.zeros(
+            (len(chunk), 0, N_CHANNELS), np.float32
+        )
 
     def flush(self, state):
         return np.zeros((1, 0, N_CHANNELS), np.float32)
@@ -86,20 +92,34 @@ class DoublePipeline(Pipeline):
         self.renderer = renderer or MotionRenderer()
 
 
-def live_app(config, avatar, *, tier="mesh", limit=2, render=None):
-    """The server on the demo's face, with `LoudnessMotion` for the motion net."""
+def double_models(tier, size, fps, avatar_of):
+    """`Models` with the demo's looks and `LoudnessMotion` for the motion net."""
     from visavis.render import Renderer
+
+    return lambda name: (DoublePipeline(fps, Renderer(avatar_of(name), tier, size)), ())
+
+
+def tiny_models(avatar_of):
+    """`Models` that cost nothing."""
+    return lambda name: (DoublePipeline(30, MotionRenderer("mesh", size=32)), ())
+
+
+def live_app(config, avatar, *, tier="mesh", limit=2, render=None, processes=False):
+    """The server on the demo's face, with `LoudnessMotion` for the motion net."""
     from visavis.serve.app import build_app
     from visavis.serve.library import Library
+    from visavis.serve.process import in_process
+    from visavis.serve.workers import in_thread
 
     library = Library(config.size, config.uploads_kept)
     library.share(avatar)
 
-    def models(name):
-        renderer = Renderer(library.get(name).avatar, tier, config.size)
-        return DoublePipeline(config.fps, renderer), ()
+    def avatar_of(name):
+        return library.get(name).avatar
 
-    return build_app(config, library=library, models=models, limit=limit, render=render or no_film)
+    make = partial(double_models, tier, config.size, config.fps)
+    hire = in_process(make, avatar_of) if processes else in_thread(make(avatar_of))
+    return build_app(config, library=library, hire=hire, limit=limit, render=render or no_film)
 
 
 def no_film(avatar, sound, film, progress):

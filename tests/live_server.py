@@ -18,4 +18,4 @@ TTS = (
 
 if __name__ == "__main__":
     config = ServeConfig.of(port=0, size=256, tts=TTS, drain_s=1, detach_s=3, header_timeout_s=1)
-    run(config, live_app(config, load_avatar(ASSETS / "demo.avatar")))
+    run(config, live_app(config, load_avatar(ASSETS / "demo.avatar"), processes=True))

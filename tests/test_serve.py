@@ -27,10 +27,11 @@ from visavis.clock import ManualClock
 from visavis.errors import ConfigError
 from visavis.serve.app import build_app, drain
 from visavis.serve.cli import JsonLines, _ice
+from visavis.serve.coders import HEADER, JPEG, PCM
 from visavis.serve.config import ASSETS, ServeConfig
 from visavis.serve.guard import Rates, Tickets
 from visavis.serve.library import Library
-from visavis.serve.media import HEADER, JPEG, PCM
+from visavis.serve.workers import in_thread
 
 TOKEN = "a-token-of-some-length"
 ECHO_TTS = (
@@ -64,13 +65,15 @@ def app_of(face, renderers=None, *, limit=3, render=no_film, **changes):
     library = Library(config.size, config.uploads_kept)
     library.share(face)
     for name in renderers or {}:
-        library.share(type(face)(**{**vars(face), "meta": face.meta.model_copy(update={"name": name})}))
+        library.share(
+            type(face)(**{**vars(face), "meta": face.meta.model_copy(update={"name": name})})
+        )
 
     def models(name):
         renderer = (renderers or {}).get(name) or MotionRenderer("mesh", size=32)
         return DoublePipeline(config.fps, renderer), ()
 
-    return build_app(config, library=library, models=models, limit=limit, render=render)
+    return build_app(config, library=library, hire=in_thread(models), limit=limit, render=render)
 
 
 @pytest.fixture
@@ -209,7 +212,14 @@ def test_a_ticket_is_good_once_and_for_one_thing(client):
 
 @pytest.mark.parametrize(
     "bad",
-    [b"\0\0\0", "not json", '{"rate": 1}', '{"rate": 16000, "mode": "shout"}', "[]", '{"rate": "x"}'],
+    [
+        b"\0\0\0",
+        "not json",
+        '{"rate": 1}',
+        '{"rate": 16000, "mode": "shout"}',
+        "[]",
+        '{"rate": "x"}',
+    ],
 )
 def test_garbage_on_a_media_socket_is_refused_with_a_reason(client, bad):
     session = open_session(client)
@@ -254,7 +264,9 @@ def test_control_socket_answers_and_survives_nonsense(client):
 def test_text_is_spoken_by_the_program_given(client):
     session = open_session(client)
     with media(client, session) as socket:
-        answer = client.post(f"/sessions/{session['id']}/say", json={"text": "twenty letters long!"})
+        answer = client.post(
+            f"/sessions/{session['id']}/say", json={"text": "twenty letters long!"}
+        )
         assert answer.status_code == 202
         assert answer.json()["seconds"] == pytest.approx(0.42)
         receive(socket, 0.2)
@@ -336,7 +348,7 @@ def test_many_short_sessions_leave_nothing(face):
         hall = app.state.hall
         assert not hall.engine.sessions
         assert not hall.peers
-        assert all(not worker._slots for worker in hall.engine.workers)
+        assert all(not worker.runner._slots for worker in hall.engine.workers)
         assert threading.active_count() <= before + 2  # the executor may have grown
     assert not [t for t in threading.enumerate() if t.name == "visavis-worker"]
 
@@ -374,8 +386,9 @@ def test_other_hosts_and_origins_are_refused(client):
     assert client.post("/sessions", headers=evil).status_code == 403
     session = open_session(client)
     path = f"/sessions/{session['id']}/media"
-    with pytest.raises(WebSocketDisconnect) as refused, client.websocket_connect(
-        path, protocols(session["tickets"]["media"]), headers=evil
+    with (
+        pytest.raises(WebSocketDisconnect) as refused,
+        client.websocket_connect(path, protocols(session["tickets"]["media"]), headers=evil),
     ):
         pass
     assert refused.value.code == 4403

@@ -42,10 +42,11 @@ from visavis.clock import ManualClock
 from visavis.errors import AudioError
 from visavis.serve import guard
 from visavis.serve.app import build_app
+from visavis.serve.coders import HEADER, JPEG
 from visavis.serve.config import ASSETS, ServeConfig
 from visavis.serve.library import Library
-from visavis.serve.media import HEADER, JPEG
 from visavis.serve.metrics import Metrics
+from visavis.serve.workers import in_thread
 from visavis.session import AudioBlock, Session, SessionConfig
 
 HERE = Path(__file__).parent
@@ -114,7 +115,7 @@ def client():
     def models(name):
         return DoublePipeline(config.fps, MotionRenderer("mesh", size=32)), ()
 
-    app = build_app(config, library=library, models=models, limit=50, render=no_film)
+    app = build_app(config, library=library, hire=in_thread(models), limit=50, render=no_film)
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 

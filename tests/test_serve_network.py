@@ -28,6 +28,7 @@ from visavis.avatar import load_avatar
 from visavis.serve.app import build_app
 from visavis.serve.config import ASSETS, ServeConfig
 from visavis.serve.library import Library
+from visavis.serve.workers import in_thread
 from visavis.types import CHANNEL
 
 NTP_EPOCH = 2_208_988_800  # seconds from 1900 to 1970
@@ -170,7 +171,7 @@ async def test_loss_jitter_and_an_outage_are_got_over_in_sync():
     def models(name):
         return DoublePipeline(config.fps, Flash("mesh", size=64)), ()
 
-    app = build_app(config, library=library, models=models, limit=1, render=no_film)
+    app = build_app(config, library=library, hire=in_thread(models), limit=1, render=no_film)
     link, viewer = Link(seed=3), Viewer()
     transport = httpx.ASGITransport(app)
     async with (

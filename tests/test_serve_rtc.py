@@ -15,6 +15,7 @@ pytest.importorskip("prometheus_client", reason="the serve extra is not installe
 import av
 
 from visavis.clock import ManualClock
+from visavis.serve.coders import Parcel
 from visavis.serve.jitter import VoiceBuffer
 from visavis.serve.metrics import Metrics
 from visavis.serve.outlet import BLOCKS_HELD, FRAMES_HELD
@@ -84,6 +85,8 @@ class Made:
     def __init__(self):
         self.clock = ManualClock()
         self.outlet = RtcOutlet(self.clock, 0, Metrics())
+        coder = self.coder = self.outlet.coder()
+        self.outlet.tell = lambda verb, *args: getattr(coder, verb)(*args)
         self.frames = self.blocks = 0
 
     def asked(self):
@@ -99,13 +102,13 @@ class Made:
 
     def frame(self, epoch=0):
         item = VideoFrame(self.frames, FPS, picture(self.frames), epoch, 0, "mesh", 0)
-        self.outlet.offer(item, self.outlet.prepare_frame(item), self.clock.now())
+        self.outlet.offer(Parcel("video", epoch, self.clock.now(), self.coder.frame(item)))
         self.frames += 1
 
     def block(self, epoch=0, level=0.5):
         pcm = np.full(960, level, np.float32)
         item = AudioBlock(960 * self.blocks, 48_000, pcm, epoch, 0)
-        self.outlet.offer(item, self.outlet.prepare_block(item), self.clock.now())
+        self.outlet.offer(Parcel("audio", epoch, self.clock.now(), self.coder.block(item)))
         self.blocks += 1
 
     def take(self, kind, count):
@@ -233,10 +236,10 @@ async def test_aiortc_still_has_what_is_replaced_in_it():
     inside = vars(transceiver.receiver)
     assert isinstance(inside["_RTCRtpReceiver__jitter_buffer"], VoiceBuffer)
     video = pc.addTransceiver("video")
-    outlet = RtcOutlet(ManualClock(), 0, Metrics())
+    outlet, told = RtcOutlet(ManualClock(), 0, Metrics()), []
+    outlet.tell = lambda *said: told.append(said)
     rtc.listen_to_network(video.sender, outlet)
     vars(video.sender)["_RTCRtpSender__encoder"].target_bitrate = 700_000
-    assert outlet._vp8._aim == 700_000
     video.sender._send_keyframe()
-    assert outlet._vp8._key.is_set()
+    assert told == [("aim", 700_000), ("want_key",)]
     await pc.close()

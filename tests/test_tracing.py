@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from visavis.clock import ManualClock
 from visavis.errors import ConfigError
-from visavis.serve import engine, tracing
+from visavis.serve import runner, tracing
 from visavis.serve.face import Face
 from visavis.session import AudioBlock, Session, SessionConfig, VideoFrame
 
@@ -154,7 +154,7 @@ async def test_the_engine_reports_to_its_trace(tracer, spans, monkeypatch):
     def opened(session, avatar):
         return tracing.SessionTrace(tracer, session, avatar)
 
-    monkeypatch.setattr(engine, "open_trace", opened)
+    monkeypatch.setattr(runner, "open_trace", opened)
     face = Face(DoublePipeline(30, MotionRenderer("mesh", size=32)))
     await face.start()
     name = face.live.id

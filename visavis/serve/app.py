@@ -18,8 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field
 import visavis
 from visavis.errors import InputError, VisavisError
 from visavis.serve import rtc, speech
+from visavis.serve.capacity import session_limit
 from visavis.serve.config import ServeConfig
-from visavis.serve.engine import Engine, LiveSession, Models
+from visavis.serve.engine import Engine, LiveSession
 from visavis.serve.guard import Guard, Tickets
 from visavis.serve.jobs import FORMATS, Jobs, Render
 from visavis.serve.library import Library
@@ -27,6 +28,7 @@ from visavis.serve.media import run_media
 from visavis.serve.metrics import Metrics
 from visavis.serve.rtc import Peer
 from visavis.serve.signalling import accept, run_control
+from visavis.serve.workers import Hire, WorkerGone
 
 log = logging.getLogger("visavis.serve")
 STATIC = Path(__file__).parent / "static"
@@ -154,30 +156,33 @@ def build_app(
     config: ServeConfig,
     *,
     library: Library,
-    models: Models,
+    hire: Hire,
     limit: int,
     render: Render,
-    metrics: Metrics | None = None,
 ) -> FastAPI:
     """The server as an ASGI app.
 
     Args:
         config: every choice.
         library: avatars on offer.
-        models: see ``engine.Models``.
-        limit: sessions at most.
+        hire: see ``workers.Hire``.
+        limit: sessions at most; 0 has them measured at the start.
         render: makes a film; see ``jobs.Render``.
-        metrics: where things are counted.
     """
-    metrics = metrics or Metrics()
-    engine = Engine(models, workers=config.workers, limit=limit, metrics=metrics)
+    metrics = Metrics()
+    engine = Engine(hire, workers=config.workers, limit=limit, metrics=metrics)
     jobs = Jobs(render, config.render_jobs, engine.clock, metrics)
     hall = Hall(config, metrics, engine, library, Tickets(engine.clock), jobs)
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         rtc.report_planned_time()
-        await asyncio.to_thread(engine.start, library.shared()[0].id)
+        first = library.shared()[0].id
+        await engine.start(first)
+        if not limit:
+            cost = await engine.workers[0].measure(first)
+            engine.limit = session_limit(cost, float(config.fps), config.workers)
+            log.info("%d sessions, %.1f core-ms a frame", engine.limit, cost)
         hall.spawn(hall.reap())
         yield
         for live in list(engine.sessions.values()):
@@ -209,7 +214,7 @@ def build_app(
 
 
 async def _explain(request: Request, error: Exception) -> JSONResponse:
-    status = 422 if isinstance(error, InputError) else 500
+    status = 422 if isinstance(error, InputError) else 503 if isinstance(error, WorkerGone) else 500
     text = str(error) if status == 422 else "the server cannot do this; see its log"
     if status == 500:
         log.error("request failed", extra={"error": repr(error)})
@@ -277,7 +282,10 @@ def _place_routes(app: FastAPI, hall: Hall) -> None:
             raise refuse("client", f"{config.sessions_per_client} sessions per client at most")
         avatar = new.avatar or hall.library.shared()[0].id
         hall.library.get(avatar)
-        live = await engine.open(avatar, new.seed, owner)
+        try:
+            live = await engine.open(avatar, new.seed, owner)
+        except WorkerGone as error:
+            raise refuse("worker", str(error)) from error
         log.info("session opened", extra={"session": live.id, "avatar": avatar})
         tickets = {kind: hall.tickets.issue(f"{kind} {live.id}") for kind in ("control", "media")}
         ice = [s.model_dump(exclude_none=True) for s in config.ice_servers]
@@ -434,5 +442,3 @@ async def drain(app: FastAPI) -> None:
     if waits:
         with suppress(TimeoutError):
             await asyncio.wait_for(asyncio.gather(*waits), hall.config.drain_s)
-
-

@@ -13,7 +13,6 @@ from visavis.session import AudioBlock, Session, SessionConfig
 from visavis.types import SAMPLE_RATE
 
 USABLE = 0.7  # share of a core that may be planned for
-CORES = 1  # of a process that may be planned for: its threads share Python's lock (docs/log.md)
 
 
 def core_ms_per_frame(
@@ -43,4 +42,4 @@ def core_ms_per_frame(
 
 def session_limit(core_ms: float, fps: float, cores: int) -> int:
     """Sessions that fit, at least one."""
-    return max(1, int(min(cores, CORES) * USABLE * 1000 / fps / core_ms))
+    return max(1, int(cores * USABLE * 1000 / fps / core_ms))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import gc
+import functools
 import importlib.util
 import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,8 +19,10 @@ from visavis.console import rate_of
 from visavis.errors import ConfigError
 
 if TYPE_CHECKING:
+    from visavis.avatar import Avatar
+    from visavis.pipeline import PipelineConfig
     from visavis.serve.config import ServeConfig
-    from visavis.serve.library import Library
+    from visavis.serve.runner import Models
 
 NEEDED = ("fastapi", "uvicorn", "aiortc", "prometheus_client", "multipart")
 FIELDS = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
@@ -52,7 +55,7 @@ def serve(
     size: Annotated[int, typer.Option(help="Side of the frame in pixels.")] = 512,
     fps: Annotated[str, typer.Option(help="Frames per second.")] = "30",
     tier: Annotated[str, typer.Option(help="Renderer: mesh or patch.")] = "patch",
-    workers: Annotated[int, typer.Option(help="Threads that draw; 0: one per core.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes that draw; 0: one per core.")] = 0,
     token: Annotated[
         str, typer.Option(envvar="VISAVIS_TOKEN", help="Needed unless the host is loopback.")
     ] = "",
@@ -92,12 +95,8 @@ def serve(
         ssl_certfile=certificate,
         ssl_keyfile=key,
     )
-    _log(json_log)
-    if traces:
-        from visavis.serve.tracing import export_to
-
-        export_to(traces)  # flushed at exit
-    run(config)
+    set_up(json_log, traces)
+    run(config, make_app(config, json_log, traces))
 
 
 def _ice(text: str) -> dict[str, str]:
@@ -122,26 +121,18 @@ def _log(as_json: bool) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
-def make_models(config: ServeConfig, library: Library) -> Any:
-    """`engine.Models` of the real pipeline."""
+def make_models(chosen: PipelineConfig, avatar_of: Callable[[str], Avatar]) -> Models:
+    """`Models` of the real pipeline."""
     from visavis.avatar import SIZES
-    from visavis.pipeline import Pipeline, PipelineConfig
+    from visavis.pipeline import Pipeline
     from visavis.render import Renderer
 
-    chosen = PipelineConfig.of(
-        fps=config.fps,
-        size=config.size,
-        tier=config.tier,
-        lookahead_ms=config.lookahead_ms,
-        threads=1,  # one core a worker
-    )
-
     def models(name: str) -> tuple[Pipeline, tuple[Renderer, ...]]:
-        avatar = library.get(name).avatar
+        avatar = avatar_of(name)
         pipeline = Pipeline(avatar, chosen)
-        cheaper = [] if config.tier == "mesh" else [Renderer(avatar, "mesh", config.size)]
-        if config.size // 2 >= SIZES[0]:  # a quarter of the pixels to draw and to encode
-            cheaper.append(Renderer(avatar, "mesh", config.size // 4 * 2))
+        cheaper = [] if chosen.tier == "mesh" else [Renderer(avatar, "mesh", chosen.size)]
+        if chosen.size // 2 >= SIZES[0]:  # a quarter of the pixels to draw and to encode
+            cheaper.append(Renderer(avatar, "mesh", chosen.size // 4 * 2))
         return pipeline, tuple(cheaper)
 
     return models
@@ -159,46 +150,49 @@ def render_film(config: ServeConfig) -> Any:
     return work
 
 
-def make_app(config: ServeConfig) -> Any:
+def set_up(json_log: bool, traces: str) -> None:
+    """Logging and tracing of a process of the server."""
+    _log(json_log)
+    if traces:
+        from visavis.serve.tracing import export_to
+
+        export_to(traces)  # flushed at exit
+
+
+def make_app(config: ServeConfig, json_log: bool = False, traces: str = "") -> Any:
     """The app with the real pipeline, its limit measured where none is set.
 
     Raises:
-        VisavisError: an avatar or a model cannot be used.
+        VisavisError: an avatar cannot be used.
     """
     import cv2
 
+    from visavis.pipeline import PipelineConfig
     from visavis.serve.app import build_app
-    from visavis.serve.capacity import core_ms_per_frame, session_limit
     from visavis.serve.library import Library
-    from visavis.session import SessionConfig
+    from visavis.serve.process import in_process
 
-    cv2.setNumThreads(1)  # one core a worker
+    chosen = PipelineConfig.of(
+        fps=config.fps,
+        size=config.size,
+        tier=config.tier,
+        lookahead_ms=config.lookahead_ms,
+        threads=1,  # one core a worker
+    )
+    cv2.setNumThreads(1)
     library = Library(config.size, config.uploads_kept)
     library.open(config.avatars)
-    models = make_models(config, library)
-    limit = config.max_sessions
-    if not limit:
-        cost = core_ms_per_frame(models(library.shared()[0].id), SessionConfig())
-        limit = session_limit(cost, float(config.fps), config.workers)
-        facts = {"core_ms_per_frame": round(cost, 2), "sessions": limit}
-        logging.getLogger("visavis.serve").info("capacity: %s", facts, extra=facts)
+    hire = in_process(
+        functools.partial(make_models, chosen),
+        lambda name: library.get(name).avatar,
+        set_up=functools.partial(set_up, json_log, traces),
+    )
     return build_app(
-        config, library=library, models=models, limit=limit, render=render_film(config)
+        config, library=library, hire=hire, limit=config.max_sessions, render=render_film(config)
     )
 
 
-def _settle() -> None:
-    """Let the drawing threads be held up as little as may be.
-
-    Python hands its lock over every 5 ms where two threads want it, which a frame with a hundred
-    short steps feels; the first full garbage collection would walk through all that was loaded.
-    """
-    sys.setswitchinterval(0.001)
-    gc.collect()
-    gc.freeze()
-
-
-def run(config: ServeConfig, app: Any = None) -> None:
+def run(config: ServeConfig, app: Any) -> None:
     """Serve until SIGTERM or Ctrl-C; the first lets sessions finish, the second does not."""
     import uvicorn
     from uvicorn.protocols.http.auto import AutoHTTPProtocol
@@ -217,8 +211,7 @@ def run(config: ServeConfig, app: Any = None) -> None:
             if mine and self.cycle is None and not self.transport.is_closing():
                 self.transport.close()
 
-    app = app or make_app(config)
-    _settle()
+    sys.setswitchinterval(0.001)  # films are made on a thread beside the event loop
     settings = uvicorn.Config(
         app,
         host=config.host,

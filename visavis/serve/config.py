@@ -82,7 +82,6 @@ class ServeConfig(Config):
         return shlex.split(self.tts)
 
 
-
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach ``host``."""
     if host == "localhost":

@@ -1,39 +1,26 @@
-"""Sessions on worker threads: inference off the event loop, one crash never another's.
+"""Sessions as the event loop sees them, and the workers that draw them.
 
-A worker owns its pipelines (weights are shared by its sessions, one set per worker and avatar) and
-runs whichever of its sessions is due first. ``LiveSession`` is a session seen from the event loop.
+Inference is off the event loop, one session's crash never another's: see ``runner`` for the side that
+draws, ``workers`` and ``process`` for where it does.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import heapq
 import logging
-import queue
 import secrets
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
-from visavis.clock import Clock, ManualClock, MonotonicClock
+from visavis.clock import Clock, MonotonicClock
+from visavis.serve.coders import Parcel
 from visavis.serve.metrics import Metrics
 from visavis.serve.outlet import Outlet
-from visavis.serve.tracing import open_trace
-from visavis.session import AudioBlock, Session, SessionConfig, VideoFrame
-from visavis.types import N_CHANNELS
+from visavis.serve.workers import Hire, Worker, WorkerGone
 
 log = logging.getLogger("visavis.serve")
-
-Models = Callable[[str], tuple[Any, tuple]]
-"""Avatar id to (pipeline, fallback renderers); called on the worker's thread, result kept."""
-
-AVATARS_KEPT = 8  # per worker
-WARM_HOPS = 10
-COMMANDS = 512  # waiting per session at most: a flood is refused
 
 
 class LiveSession:
@@ -48,25 +35,28 @@ class LiveSession:
         self.closed = asyncio.Event()
         self.stats: dict[str, Any] = {}
         self.epoch = 0
-        self.asked = self.answered = 0  # commands: the loop counts one, the worker the other
+        self.asked = self.answered = 0  # commands
+        self.attached = 0  # transports so far
         self.detached_ns: int | None = self.opened_ns
         self.first_frame_ns = 0
         self.worker = worker
-        self._loop = asyncio.get_running_loop()
 
     def attach(self, outlet: Outlet) -> None:
         """Send to ``outlet`` from now on; the one before is closed."""
         if self.outlet is not None:
             self.outlet.close()
         outlet.epoch = self.epoch
+        outlet.tell = lambda verb, *args: self.worker.do(self, verb, *args)
         self.outlet, self.detached_ns = outlet, None
-        self.worker.do(self, "attach", outlet)
+        self.attached += 1
+        self.worker.do(self, "attach", self.attached, outlet.coder)
 
     def detach(self, outlet: Outlet) -> None:
         """The transport is gone; the session waits for another."""
         if self.outlet is outlet:
             self.outlet, self.detached_ns = None, self.worker.clock.now()
-            self.worker.do(self, "attach", None)
+            self.attached += 1
+            self.worker.do(self, "attach", self.attached, None)
         outlet.close()
 
     async def push_audio(self, pcm: np.ndarray, rate: int, *, live: bool = False) -> int:
@@ -106,7 +96,7 @@ class LiveSession:
 
     async def change_avatar(self, avatar: str) -> None:
         """Go on as another face; the conversation's state goes along."""
-        await asyncio.to_thread(self.worker.prepare_once, avatar)
+        await self.worker.prepare(avatar)
         await self.worker.ask(self, "avatar", avatar)
         self.avatar = avatar
 
@@ -117,7 +107,8 @@ class LiveSession:
             self.closed.set()
             if self.outlet is not None:
                 self.outlet.close()
-            await self.worker.drop(self)
+            with suppress(LookupError):  # its worker is gone, and the session with it
+                await self.worker.ask(self, "drop")
 
     def crashed(self, error: str) -> None:
         """Called by the worker, through the loop, after a failure inside the session."""
@@ -129,239 +120,55 @@ class LiveSession:
             if self.outlet is not None:
                 self.outlet.close()
 
-    def call(self, function: Callable, *args: object) -> None:
-        """From the worker's thread: run ``function`` on the loop, if there still is one."""
-        try:
-            self._loop.call_soon_threadsafe(function, *args)
-        except RuntimeError:  # the loop is closed: nobody listens any more
-            log.debug("loop gone", extra={"session": self.id})
-
-
-class _Slot:
-    """A session on its worker's thread."""
-
-    def __init__(self, live: LiveSession, session: Session):
-        self.live, self.session = live, session
-        self.trace = open_trace(live.id, live.avatar)
-        self.outlet: Outlet | None = None
-        self.reported = 0
-        self.before: dict[str, Any] = {}
-
-
-class Worker(threading.Thread):
-    """Runs its sessions, the one due first, first."""
-
-    def __init__(self, models: Models, config: SessionConfig, metrics: Metrics, clock: Clock):
-        super().__init__(name="visavis-worker", daemon=True)
-        self.clock, self.metrics = clock, metrics
-        self.load = 0
-        self._models = functools.lru_cache(maxsize=AVATARS_KEPT)(models)
-        self._config = config
-        self._inbox: queue.SimpleQueue = queue.SimpleQueue()
-        self._slots: dict[str, _Slot] = {}
-        self._halt = False
-        self._preparing = threading.Lock()
-
-    def prepare_once(self, avatar: str) -> None:
-        """Load an avatar's models and draw once; slow, on a thread that holds up no session.
-
-        Raises:
-            VisavisError: the avatar or the models cannot be used.
-        """
-        with self._preparing:
-            misses = self._models.cache_info().misses
-            pipeline, fallbacks = self._models(avatar)
-            if self._models.cache_info().misses == misses:
-                return
-        clock = ManualClock()
-        session = Session(pipeline, self._config, clock=clock)
-        for _ in range(WARM_HOPS):
-            clock.advance(20_000_000)
-            list(session.advance())
-        for renderer in fallbacks:
-            rest = np.zeros((1, 1, N_CHANNELS), np.float32)
-            renderer.step(renderer.init_state(1), rest)
-
-    # --- from the loop ---
-
-    def do(self, live: LiveSession, verb: str, *args: object) -> Future:
-        """Have ``verb`` done before the session's next step."""
-        future: Future = Future()
-        if live.asked - live.answered >= COMMANDS and verb != "drop":
-            future.set_exception(BufferError("too many commands at once"))
-            return future
-        live.asked += 1
-        self._inbox.put((future, live, verb, args))
-        return future
-
-    async def ask(self, live: LiveSession, verb: str, *args: object) -> Any:
-        """``do`` and wait for the answer."""
-        return await asyncio.wrap_future(self.do(live, verb, *args))
-
-    async def drop(self, live: LiveSession) -> None:
-        """Forget a session, whatever waits for it."""
-        await asyncio.wrap_future(self.do(live, "drop"))
-
-    def halt(self) -> None:
-        """End the thread after the present step."""
-        self._inbox.put((Future(), None, "halt", ()))
-
-    # --- on the thread ---
-
-    def run(self) -> None:
-        """See `threading.Thread`."""
-        while not self._halt:
-            self._commands()
-            now = self.clock.now()
-            due = [
-                (slot.session.next_due(), slot.live.id)
-                for slot in self._slots.values()
-                if slot.outlet is not None
-            ]
-            heapq.heapify(due)
-            while due and due[0][0] <= now and self._inbox.empty():
-                self._step(self._slots[heapq.heappop(due)[1]])
-
-    def _commands(self) -> None:
-        """Do what was asked; wait for more until the next session is due."""
-        active = [s.session.next_due() for s in self._slots.values() if s.outlet is not None]
-        wait = max(0.0, (min(active) - self.clock.now()) / 1e9) if active else None
-        try:
-            item = self._inbox.get(timeout=wait) if wait != 0.0 else self._inbox.get_nowait()
-            while True:
-                self._command(*item)
-                item = self._inbox.get_nowait()
-        except queue.Empty:
-            return
-
-    def _command(self, future: Future, live: LiveSession | None, verb: str, args: tuple) -> None:
-        if live is None:
-            self._halt = True
-            return
-        live.answered += 1
-        if not future.set_running_or_notify_cancel():
-            return
-        try:
-            future.set_result(self._obey(live, verb, args))
-        except Exception as error:  # noqa: BLE001 - handed to the one who asked, whatever it is
-            future.set_exception(error)
-
-    def _obey(self, live: LiveSession, verb: str, args: tuple) -> object:
-        if verb == "open":
-            session = self._session(live.avatar, live.seed)
-            self._slots[live.id] = _Slot(live, session)
-            return session.latency_samples
-        if verb == "drop":
-            gone = self._slots.pop(live.id, None)
-            if gone is not None:
-                gone.trace.close()
-            return gone is not None
-        slot = self._slots.get(live.id)
-        if slot is None:
-            raise LookupError("the session has ended")
-        if verb == "attach":
-            slot.outlet = args[0]
-            slot.session.pause()
-            return None
-        if verb == "avatar":
-            fresh = self._session(args[0], live.seed)
-            fresh.load_state(slot.session.save_state(), keep_picture=False)
-            slot.session = fresh
-            return None
-        if verb in ("push_audio", "push_live"):
-            slot.trace.heard(self.clock.now())
-        elif verb == "end_of_speech":
-            slot.trace.complete()
-        elif verb == "clear_buffer":
-            slot.trace.cut()
-        if verb == "push_live":
-            return slot.session.push_audio(*args, live=True)
-        return getattr(slot.session, verb)(*args)
-
-    def _session(self, avatar: str, seed: int) -> Session:
-        pipeline, fallbacks = self._models(avatar)
-        return Session(
-            pipeline,
-            self._config,
-            clock=self.clock,
-            fallbacks=fallbacks,
-            seed=seed,
-            timer=self.metrics.timer,
-        )
-
-    def _step(self, slot: _Slot) -> None:
-        try:
-            for item in slot.session.advance():
-                self._send(slot, item)
-            if self.clock.now() - slot.reported > 500_000_000:
-                self._report(slot)
-        except Exception as error:
-            log.exception("step failed", extra={"session": slot.live.id})
-            self._slots.pop(slot.live.id, None)
-            slot.trace.close(repr(error))
-            slot.live.call(slot.live.crashed, repr(error))
-
-    def _send(self, slot: _Slot, item: AudioBlock | VideoFrame) -> None:
-        outlet = slot.outlet
-        assert outlet is not None
-        when = slot.session.time_of(item.due)
-        slot.trace.sent(item, when, self.clock.now(), slot.session.speaking)
-        if isinstance(item, VideoFrame):
-            self.metrics.frames.labels(item.tier).inc()
-            self.metrics.lateness.observe(item.late_ns / 1e9)
-            if item.pts % 150 == 0:
-                self.metrics.variance.set(float(item.image[::8, ::8].var()))
-            with self.metrics.timer("encode"):
-                ready = outlet.prepare_frame(item)
-        else:
-            self.metrics.blocks.inc()
-            ready = outlet.prepare_block(item)
-        slot.live.call(outlet.offer, item, ready, when)
-
-    def _report(self, slot: _Slot) -> None:
-        stats, before = slot.session.stats(), slot.before
-        self.metrics.dropped.labels("late").inc(stats["dropped"] - before.get("dropped", 0))
-        self.metrics.underruns.inc(stats["underruns"] - before.get("underruns", 0))
-        self.metrics.tier_changes.inc(stats["tier_changes"] - before.get("tier_changes", 0))
-        slot.before, slot.reported = stats, self.clock.now()
-        slot.live.call(slot.live.stats.update, stats)
+    def take(self, attached: int, parcel: Parcel) -> None:
+        """What the worker made ready for the transport attached as this number."""
+        if attached == self.attached and self.outlet is not None:
+            self.outlet.offer(parcel)
 
 
 class Engine:
     """All sessions of the process.
 
     Args:
-        models: see `Models`.
-        workers: threads.
+        hire: see `Hire`.
+        workers: how many.
         limit: sessions at most.
-        config: of each session.
         metrics: where it is counted.
         clock: shared by all.
     """
 
     def __init__(
         self,
-        models: Models,
+        hire: Hire,
         *,
         workers: int,
         limit: int,
         metrics: Metrics,
-        config: SessionConfig | None = None,
         clock: Clock | None = None,
     ):
         self.clock = clock or MonotonicClock()
-        self.metrics, self.limit = metrics, limit
-        config = config or SessionConfig()
-        self.config = config
-        self.workers = [Worker(models, config, metrics, self.clock) for _ in range(workers)]
+        self.metrics = metrics
+        self.workers = [hire(metrics, self.clock) for _ in range(workers)]
         self.sessions: dict[str, LiveSession] = {}
-        metrics.session_limit.set(limit)
+        self.limit = limit
 
-    def start(self, avatar: str) -> None:
-        """Start the threads, ready for ``avatar``; slow."""
-        for worker in self.workers:
-            worker.prepare_once(avatar)
-            worker.start()
+    @property
+    def limit(self) -> int:
+        """Sessions at most."""
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        self._limit = limit
+        self.metrics.session_limit.set(limit)
+
+    async def start(self, avatar: str) -> None:
+        """Start the workers, ready for ``avatar``; slow.
+
+        Raises:
+            VisavisError: the avatar or the models cannot be used.
+        """
+        await asyncio.gather(*(worker.start(avatar) for worker in self.workers))
 
     @property
     def full(self) -> bool:
@@ -373,19 +180,23 @@ class Engine:
 
         Raises:
             VisavisError: the avatar or the models cannot be used.
+            WorkerGone: no worker at the moment.
         """
-        worker = min(self.workers, key=lambda w: w.load)
+        ready = [worker for worker in self.workers if worker.ready]
+        if not ready:
+            raise WorkerGone("the drawing processes are being started again")
+        worker = min(ready, key=lambda w: len(w.sessions))
         live = LiveSession(worker, avatar, seed, owner, self.clock)
         self.sessions[live.id] = live  # counted from here on, so that two cannot take one place
-        worker.load += 1
+        worker.sessions[live.id] = live
         self.metrics.sessions.set(len(self.sessions))
         try:
-            await asyncio.to_thread(worker.prepare_once, avatar)
-            await worker.ask(live, "open")
+            await worker.prepare(avatar)
+            await worker.ask(live, "open", avatar, seed)
         except BaseException:
+            worker.do(live, "drop")  # it may have been made after the caller gave up
             self._forget(live)
             live.closed.set()
-            worker.do(live, "drop")  # it may have been made after the caller gave up
             raise
         self.metrics.sessions_total.inc()
         return live
@@ -397,14 +208,11 @@ class Engine:
 
     def _forget(self, live: LiveSession) -> None:
         if self.sessions.pop(live.id, None) is not None:
-            live.worker.load -= 1
+            live.worker.sessions.pop(live.id, None)
             self.metrics.sessions.set(len(self.sessions))
 
     async def stop(self) -> None:
-        """End all sessions and threads."""
+        """End all sessions and workers."""
         for live in list(self.sessions.values()):
             await self.close(live, "the server is going down")
-        for worker in self.workers:
-            worker.halt()
-        for worker in self.workers:
-            await asyncio.to_thread(worker.join, 5.0)
+        await asyncio.gather(*(worker.stop() for worker in self.workers))

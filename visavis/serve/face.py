@@ -10,23 +10,17 @@ from typing import Any
 import numpy as np
 
 from visavis.avatar import Avatar
-from visavis.clock import MonotonicClock
 from visavis.pipeline import Pipeline, PipelineConfig
 from visavis.render import Renderer
 from visavis.serve.engine import Engine, LiveSession
 from visavis.serve.metrics import Metrics
 from visavis.serve.outlet import Outlet
+from visavis.serve.workers import in_thread
 from visavis.session import AudioBlock, SessionConfig, VideoFrame
 
 
 class _Plain(Outlet):
     """Hands items on as they are."""
-
-    def prepare_frame(self, frame: VideoFrame) -> VideoFrame:
-        return frame
-
-    def prepare_block(self, block: AudioBlock) -> AudioBlock:
-        return block
 
     def silence(self, ready: AudioBlock) -> AudioBlock:
         return replace(ready, pcm=np.zeros_like(ready.pcm), speaking=False, ends=False)
@@ -54,14 +48,8 @@ class Face:
         self.config = SessionConfig(audio_rate=audio_rate)
         self.size, self.fps = pipeline.renderer.size, pipeline.config.fps
         self._margin = margin_ms
-        self._engine = Engine(
-            lambda name: (pipeline, fallbacks),
-            workers=1,
-            limit=1,
-            metrics=self.metrics,
-            config=self.config,
-            clock=MonotonicClock(),
-        )
+        hire = in_thread(lambda name: (pipeline, fallbacks), self.config)
+        self._engine = Engine(hire, workers=1, limit=1, metrics=self.metrics)
         self._live: LiveSession | None = None
         self._ending = False
         self._finished = asyncio.Event()
@@ -76,7 +64,7 @@ class Face:
 
     async def start(self) -> None:
         """Start the thread; before anything else."""
-        await asyncio.to_thread(self._engine.start, "")
+        await self._engine.start("")
         self._live = await self._engine.open("", 0, "")
         self._outlet = _Plain(self._engine.clock, self._margin, self.metrics)
         self._live.attach(self._outlet)

@@ -51,9 +51,7 @@ class Library:
         make: photo file to avatar.
     """
 
-    def __init__(
-        self, size: int, uploads_kept: int, make: Callable[..., Avatar] = create_avatar
-    ):
+    def __init__(self, size: int, uploads_kept: int, make: Callable[..., Avatar] = create_avatar):
         self._size, self._kept, self._make = size, uploads_kept, make
         self._shared: dict[str, Entry] = {}
         self._uploads: OrderedDict[str, Entry] = OrderedDict()

@@ -29,8 +29,8 @@ import numpy as np
 from livekit import rtc
 
 from visavis.errors import AudioError, ConfigError
+from visavis.serve.coders import to_s16
 from visavis.serve.face import Face
-from visavis.serve.outlet import to_s16
 from visavis.session import AudioBlock, VideoFrame
 from visavis.voice import LIVE_RATES
 

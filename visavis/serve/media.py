@@ -11,40 +11,29 @@ samples), then the JPEG or 16-bit PCM. A message of an older epoch than the last
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
-import struct
 
-import cv2
 import numpy as np
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from visavis.clock import Clock
 from visavis.errors import InputError
+from visavis.serve.coders import HEADER, SocketCoder
 from visavis.serve.config import ServeConfig
 from visavis.serve.engine import LiveSession
-from visavis.serve.outlet import Outlet, to_s16
-from visavis.session import AudioBlock, VideoFrame
+from visavis.serve.metrics import Metrics
+from visavis.serve.outlet import Outlet
 
-HEADER = struct.Struct("<BBHIQ")
-JPEG, PCM = 1, 2
 MODES = ("speak", "mic", "listen")
 
 
 class SocketOutlet(Outlet):
-    """Ready messages."""
+    """Ready messages; ``quality`` of the JPEGs."""
 
-    quality = 80
-
-    def prepare_frame(self, frame: VideoFrame) -> bytes:
-        """Header and JPEG."""
-        bgr = cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR)
-        jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, self.quality])[1]
-        rate = round(frame.fps * 1000)
-        return HEADER.pack(JPEG, 0, frame.epoch & 0xFFFF, rate, frame.pts) + jpeg.tobytes()
-
-    def prepare_block(self, block: AudioBlock) -> bytes:
-        """Header and samples."""
-        head = HEADER.pack(PCM, 0, block.epoch & 0xFFFF, block.rate, block.pts)
-        return head + to_s16(block.pcm).tobytes()
+    def __init__(self, clock: Clock, margin_ms: int, metrics: Metrics, quality: int = 80):
+        super().__init__(clock, margin_ms, metrics)
+        self.coder = functools.partial(SocketCoder, quality)
 
     def silence(self, ready: bytes) -> bytes:
         """The same moment, silent."""
@@ -54,8 +43,7 @@ class SocketOutlet(Outlet):
 async def run_media(socket: WebSocket, live: LiveSession, config: ServeConfig) -> None:
     """Serve one accepted media socket to its end."""
     worker = live.worker
-    outlet = SocketOutlet(worker.clock, config.margin_ms, worker.metrics)
-    outlet.quality = config.jpeg_quality
+    outlet = SocketOutlet(worker.clock, config.margin_ms, worker.metrics, config.jpeg_quality)
     live.attach(outlet)
     tasks = [
         asyncio.ensure_future(part)
@@ -68,7 +56,9 @@ async def run_media(socket: WebSocket, live: LiveSession, config: ServeConfig) -
     ]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        reason = next((str(t.exception()) for t in done if isinstance(t.exception(), InputError)), "")
+        reason = next(
+            (str(t.exception()) for t in done if isinstance(t.exception(), InputError)), ""
+        )
     finally:
         live.detach(outlet)
         await end(tasks)

@@ -38,7 +38,9 @@ class Metrics:
         self.frames = counter("frames", "Video frames drawn", "tier")
         self.dropped = counter("frames_dropped", "Video frames dropped", "where")
         self.blocks = counter("audio_blocks", "20 ms blocks of sound handed out")
-        self.lateness = histogram("frame_lateness_seconds", "Frame ready after its due time", LATE_BUCKETS)
+        self.lateness = histogram(
+            "frame_lateness_seconds", "Frame ready after its due time", LATE_BUCKETS
+        )
         self.stage = histogram("stage_seconds", "Time in one stage", STAGE_BUCKETS, "stage")
         self.av_offset = histogram(
             "av_offset_seconds",
@@ -46,7 +48,9 @@ class Metrics:
             LATE_BUCKETS,
         )
         self.first_frame = histogram(
-            "first_frame_seconds", "From the offer to the first frame", (0.1, 0.25, 0.5, 1, 1.5, 2, 5)
+            "first_frame_seconds",
+            "From the offer to the first frame",
+            (0.1, 0.25, 0.5, 1, 1.5, 2, 5),
         )
         self.variance = gauge("frame_variance", "Pixel variance of a recent frame (0: blank)")
         self.queued_speech = gauge("queued_speech_seconds", "Speech waiting, all sessions")
@@ -56,7 +60,9 @@ class Metrics:
         self.tier_changes = counter("tier_changes", "Quality tier moved")
         self.jobs = gauge("render_jobs", "Render jobs", "state")
         self.requests = counter("requests_rejected", "Requests rejected", "reason")
-        registry.register(_Process())
+        self.workers_lost = counter("workers_lost", "Drawing processes that ended unasked")
+        self.children: set[int] = set()  # process ids of the workers
+        registry.register(_Process(self.children))
         for stage in ("features", "motion", "idle", "smoothing", "render", "encode"):
             self.stage.labels(stage)
         for tier in ("mesh", "patch"):
@@ -73,20 +79,68 @@ class Metrics:
         yield
         self.stage.labels(stage).observe(perf_counter() - begin)
 
+    def replay(self, notes: list[tuple]) -> None:
+        """Count what a `Ledger` noted in another process."""
+        for name, labels, verb, value in notes:
+            instrument = getattr(self, name)
+            getattr(instrument.labels(*labels) if labels else instrument, verb)(value)
+
     def text(self) -> bytes:
         """The exposition format."""
         return generate_latest(self.registry)
 
 
+class _Entry:
+    """An instrument of `Metrics` that only notes what would be counted."""
+
+    def __init__(self, notes: list[tuple], name: str, labels: tuple = ()):
+        self._notes, self._name, self._labels = notes, name, labels
+
+    def labels(self, *labels: str) -> _Entry:
+        return _Entry(self._notes, self._name, labels)
+
+    def inc(self, amount: float = 1) -> None:
+        self._notes.append((self._name, self._labels, "inc", amount))
+
+    def set(self, value: float) -> None:
+        self._notes.append((self._name, self._labels, "set", value))
+
+    def observe(self, amount: float) -> None:
+        self._notes.append((self._name, self._labels, "observe", amount))
+
+
+class Ledger:
+    """Stands in for `Metrics` in a drawing process: ``take`` it there, ``Metrics.replay`` it here."""
+
+    def __init__(self) -> None:
+        self._notes: list[tuple] = []
+
+    def __getattr__(self, name: str) -> _Entry:
+        return _Entry(self._notes, name)
+
+    timer = Metrics.timer
+
+    def take(self) -> list[tuple]:
+        """All notes since the last time, oldest first."""
+        notes = self._notes[:]
+        del self._notes[: len(notes)]  # entries handed out keep the same list
+        return notes
+
+
 class _Process(Collector):
-    """Memory and threads of this process; the GPU's load where NVML finds one."""
+    """Memory of this process and its workers; the GPU's load where NVML finds one."""
+
+    def __init__(self, children: set[int]):
+        self._children = children
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        rss = GaugeMetricFamily("visavis_rss_bytes", "Resident memory")
-        rss.add_metric([], _rss())
+        rss = GaugeMetricFamily("visavis_rss_bytes", "Resident memory, drawing processes included")
+        rss.add_metric([], sum(_rss(pid) for pid in ("self", *self._children)))
         yield rss
         used = GaugeMetricFamily("visavis_gpu_memory_bytes", "GPU memory in use", labels=["gpu"])
-        load = GaugeMetricFamily("visavis_gpu_utilisation_ratio", "GPU load, 0 to 1", labels=["gpu"])
+        load = GaugeMetricFamily(
+            "visavis_gpu_utilisation_ratio", "GPU load, 0 to 1", labels=["gpu"]
+        )
         for i, (memory, utilisation) in enumerate(_gpus()):
             used.add_metric([str(i)], memory)
             load.add_metric([str(i)], utilisation)
@@ -94,9 +148,12 @@ class _Process(Collector):
         yield load
 
 
-def _rss() -> int:
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def _rss(pid: int | str) -> int:
+    try:
+        with open(f"/proc/{pid}/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0  # it has just ended
 
 
 def _gpus() -> list[tuple[int, float]]:
@@ -106,11 +163,12 @@ def _gpus() -> list[tuple[int, float]]:
         return []
     try:
         pynvml.nvmlInit()
-        handles = [
-            pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())
-        ]
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
         return [
-            (pynvml.nvmlDeviceGetMemoryInfo(h).used, pynvml.nvmlDeviceGetUtilizationRates(h).gpu / 100)
+            (
+                pynvml.nvmlDeviceGetMemoryInfo(h).used,
+                pynvml.nvmlDeviceGetUtilizationRates(h).gpu / 100,
+            )
             for h in handles
         ]
     except pynvml.NVMLError:

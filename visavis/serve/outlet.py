@@ -1,7 +1,7 @@
 """Where a session's sound and frames wait to be sent: two short queues, paced by the session clock.
 
-An outlet prepares (converts, encodes) on the worker's thread and queues on the event loop. A client
-that does not take its frames loses the oldest; nothing grows.
+What a `Coder` made ready where the session is drawn is queued here, on the event loop. A client that
+does not take its frames loses the oldest; nothing grows.
 """
 
 from __future__ import annotations
@@ -12,32 +12,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from visavis.clock import Clock
+from visavis.serve.coders import Coder, Parcel, PlainCoder
 from visavis.serve.metrics import Metrics
-from visavis.session import AudioBlock, VideoFrame
 
 FRAMES_HELD = 6  # 200 ms at 30 fps
 BLOCKS_HELD = 50  # 1 s
-
-
-def to_s16(pcm: np.ndarray) -> np.ndarray:
-    """``(N,)`` float32 to int16."""
-    return np.round(np.clip(pcm, -1, 1) * 32767).astype(np.int16)
 
 
 @dataclass
 class Held:
     """One thing to send, and when (clock nanoseconds)."""
 
-    item: AudioBlock | VideoFrame
     ready: Any
     when: int
 
 
 class Outlet:
-    """Base of the transports' outlets: override the ``prepare`` methods and ``silence``.
+    """Base of the transports' outlets: override ``wrap`` and ``silence``.
 
     A transport whose pictures build on those before (``chained``) loses none of them alone: where one
     must go, all that wait go, and nothing follows until a key frame comes.
@@ -46,6 +38,10 @@ class Outlet:
         clock: the sessions'.
         margin_ms: added to every due time, so that late work still leaves evenly.
         metrics: counts frames lost to slow clients, and the offset of sound and picture.
+
+    Attributes:
+        coder: makes this transport's `Coder`, where the session is drawn; can be pickled.
+        tell: has something done there: ``tell("want_key")``, ``tell("aim", bitrate)``.
     """
 
     chained = False
@@ -55,6 +51,8 @@ class Outlet:
         self.margin_ns = margin_ms * 1_000_000
         self.epoch = 0
         self.closed = False
+        self.coder: Callable[[], Coder] = PlainCoder
+        self.tell: Callable[..., None] = lambda verb, *args: None  # until attached
         self.sent = {"audio": 0, "video": 0}
         self.offset_ms = 0.0  # sound minus picture, of the last frame handed over
         self.on_first: Callable[[int], None] | None = None  # called once, at the first frame
@@ -64,46 +62,38 @@ class Outlet:
         self._queues: dict[str, deque[Held]] = {"audio": deque(), "video": deque()}
         self._news = {"audio": asyncio.Event(), "video": asyncio.Event()}
 
-    def prepare_frame(self, frame: VideoFrame) -> Any:
-        """On the worker's thread."""
-        raise NotImplementedError
-
-    def prepare_block(self, block: AudioBlock) -> Any:
-        """On the worker's thread."""
-        raise NotImplementedError
+    def wrap(self, parcel: Parcel) -> Any:
+        """What the transport takes, of what its coder made."""
+        return parcel.body
 
     def silence(self, ready: Any) -> Any:
         """``ready`` of a block, made silent: an interruption leaves no hole in the timestamps."""
-        raise NotImplementedError
-
-    def want_key(self) -> None:
-        """A chained transport's next picture must stand alone."""
         raise NotImplementedError
 
     def is_key(self, ready: Any) -> bool:
         """Whether a chained transport's picture stands alone."""
         raise NotImplementedError
 
-    def offer(self, item: AudioBlock | VideoFrame, ready: Any, when: int) -> None:
+    def offer(self, parcel: Parcel) -> None:
         """From the session, on the loop."""
         if self.closed:
             return
-        kind = "video" if isinstance(item, VideoFrame) else "audio"
+        kind, ready = parcel.kind, self.wrap(parcel)
         held, limit = self._queues[kind], FRAMES_HELD if kind == "video" else BLOCKS_HELD
         if len(held) == limit:
             self._drop_oldest(kind)
-        if kind == "video" and self._useless(item, ready):
+        if kind == "video" and self._useless(parcel, ready):
             return
-        if kind == "audio" and item.epoch < self.epoch:  # on its way when the interruption came
+        if kind == "audio" and parcel.epoch < self.epoch:  # on its way when the interruption came
             ready = self.silence(ready)
-        held.append(Held(item, ready, when + self.margin_ns))
+        held.append(Held(ready, parcel.when + self.margin_ns))
         self.metrics.queue_depth.labels(kind).set(len(held))
         self._news[kind].set()
 
-    def _useless(self, item: VideoFrame, ready: Any) -> bool:
+    def _useless(self, parcel: Parcel, ready: Any) -> bool:
         """Whether a picture cannot be shown: of before an interruption, or its forerunner is lost."""
         if not self.chained:
-            return item.epoch < self.epoch
+            return parcel.epoch < self.epoch
         if self._broken and self.is_key(ready):
             self._broken = False
         return self._broken
@@ -121,7 +111,7 @@ class Outlet:
         self.metrics.dropped.labels("slow_client").inc(len(self._queues["video"]))
         self._queues["video"].clear()
         self._broken = True
-        self.want_key()
+        self.tell("want_key")
 
     def interrupt(self) -> None:
         """Old sound becomes silence; old pictures, 45 ms at most, go unless others build on them."""

@@ -26,8 +26,8 @@ from pipecat.frames.frames import (
 )
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 
+from visavis.serve.coders import to_s16
 from visavis.serve.face import Face
-from visavis.serve.outlet import to_s16
 from visavis.session import AudioBlock
 
 

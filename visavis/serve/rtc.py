@@ -22,13 +22,13 @@ from aiortc.sdp import candidate_from_sdp
 
 from visavis.clock import Clock
 from visavis.errors import InputError
+from visavis.serve.coders import Parcel, RtcCoder
 from visavis.serve.config import ServeConfig
 from visavis.serve.engine import LiveSession
 from visavis.serve.jitter import VoiceBuffer
 from visavis.serve.metrics import Metrics
-from visavis.serve.outlet import Outlet, to_s16
-from visavis.serve.vp8 import Vp8
-from visavis.session import AudioBlock, VideoFrame
+from visavis.serve.outlet import Outlet
+from visavis.serve.vp8 import VIDEO_CLOCK
 
 log = logging.getLogger("visavis.serve")
 MAX_SDP = 64 << 10
@@ -58,33 +58,27 @@ def report_planned_time() -> None:
 
 
 class RtcOutlet(Outlet):
-    """Frames as VP8 packets, encoded on the worker's thread; blocks as s16, for aiortc's Opus."""
+    """Frames as VP8 packets; blocks as s16, for aiortc's Opus."""
 
     chained = True
 
     def __init__(self, clock: Clock, margin_ms: int, metrics: Metrics):
         super().__init__(clock, margin_ms, metrics)
-        self._vp8 = Vp8()
+        self.coder = RtcCoder
 
-    def prepare_frame(self, frame: VideoFrame) -> av.Packet:
-        """VP8."""
-        return self._vp8.encode(frame.image, frame.pts, frame.fps)
-
-    def want_key(self) -> None:
-        """See `Outlet`."""
-        self._vp8.want_key()
+    def wrap(self, parcel: Parcel) -> av.Packet | av.AudioFrame:
+        """As aiortc takes them."""
+        data, pts, rest = parcel.body
+        if parcel.kind == "audio":
+            return sound(np.frombuffer(data, np.int16), pts, rest)
+        packet = av.Packet(data)
+        packet.pts, packet.time_base = pts, Fraction(1, VIDEO_CLOCK)
+        packet.is_keyframe = rest
+        return packet
 
     def is_key(self, ready: av.Packet) -> bool:
         """See `Outlet`."""
         return ready.is_keyframe
-
-    def aim(self, bitrate: int) -> None:
-        """What the network carries, bit/s."""
-        self._vp8.aim(bitrate)
-
-    def prepare_block(self, block: AudioBlock) -> av.AudioFrame:
-        """Mono; pts in samples."""
-        return sound(to_s16(block.pcm), block.pts, block.rate)
 
     def silence(self, ready: av.AudioFrame) -> av.AudioFrame:
         """The same moment, silent."""
@@ -131,17 +125,17 @@ class _Packer(Vp8Encoder):
 
     @property
     def target_bitrate(self) -> int:
-        """As aiortc has it; setting it reaches the encoder on the worker's thread."""
+        """As aiortc has it; setting it reaches the encoder where the session is drawn."""
         return Vp8Encoder.target_bitrate.__get__(self)
 
     @target_bitrate.setter
     def target_bitrate(self, bitrate: int) -> None:
-        self._outlet.aim(bitrate)
+        self._outlet.tell("aim", bitrate)
 
 
 def listen_to_network(sender: RTCRtpSender, outlet: RtcOutlet) -> None:
     """Have the outlet told of lost pictures and of the rate that gets through: no hook in aiortc."""
-    sender._send_keyframe = outlet.want_key
+    sender._send_keyframe = lambda: outlet.tell("want_key")
     if "_RTCRtpSender__encoder" in vars(sender):
         vars(sender)["_RTCRtpSender__encoder"] = _Packer(outlet)
 

@@ -55,7 +55,9 @@ async def speak_text(
         AudioError: nothing to say, or what came is no sound.
     """
     if not command:
-        raise ConfigError("no text-to-speech; start the server with --tts 'espeak-ng --stdin --stdout'")
+        raise ConfigError(
+            "no text-to-speech; start the server with --tts 'espeak-ng --stdin --stdout'"
+        )
     text = " ".join(text.split())
     if not text or len(text) > TEXT_LIMIT:
         raise AudioError(f"the text has {len(text)} characters; expected 1 to {TEXT_LIMIT}")
