@@ -127,6 +127,33 @@ def train_autoencoder(
     print(cli.train_autoencoder(recipe, clips, output, threads=threads, report=_report))
 
 
+@train_app.command("studio")
+def train_studio(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the shards.")],
+    crops: Annotated[int, typer.Option(help="Pictures of mouths and eyes.", min=0)] = 5000,
+    sequences: Annotated[int, typer.Option(help="Short takes of speech.", min=0)] = 200,
+    seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes side by side.", min=1)] = 1,
+    assets: Annotated[Path, typer.Option(help="3D assets: face3d/mpfb of the data.")] = Path(
+        "../shared/data/face3d/mpfb"
+    ),
+    models: Annotated[Path | None, typer.Option(help="Where the face graphs are.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts.")] = False,
+) -> None:
+    """Render people who do not exist (needs 'visavis\\[studio]'); goes on where it was left."""
+    from visavis.train.studio import make_studio
+
+    with progress_bar("studio") as bar:
+        facts = make_studio(
+            output, crops=crops, sequences=sequences, seed=seed, workers=workers,
+            assets=assets, models=models, progress=lambda done, _: bar(done),
+        )  # fmt: skip
+    for name, reason in facts["failed"].items():
+        _report(f"{name}: {reason}")
+    text = f"{facts['crops']} crops, {facts['sequences']} takes in {output}"
+    say(as_json, facts, f"{text}; {len(facts['failed'])} failed")
+
+
 @train_app.command("renderer")
 def train_renderer(
     recipe: Recipe,
@@ -148,6 +175,18 @@ def train_renderer(
         distributed="TORCHELASTIC_RUN_ID" in os.environ, progress=_report,
     )  # fmt: skip
     print(done)
+
+
+@train_app.command("distill")
+def train_distill(
+    recipe: Recipe,
+    steps: Annotated[int | None, typer.Option(help="Stop here, not at the recipe's end.")] = None,
+) -> None:
+    """Teach the mouth net what tier full knows, prune it, make it int8, judge what was lost."""
+    need_torch()
+    from visavis.train import distill
+
+    print(distill.train_distill(recipe, steps=steps, progress=_report))
 
 
 def export(

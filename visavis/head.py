@@ -1,8 +1,8 @@
 """Paint the whole head: tier `full`'s fixed crop, its geometry as images, and a recurrent net.
 
 The crop is a square of the frame about the resting head and never moves, so the previous picture in
-the state lies where the next one will. What the mesh has drawn stays where the net's cover is zero,
-and nothing is painted away from where the person now is.
+the state lies where the next one will. The net says how much of another colour to lay over what the mesh has
+drawn, which stands where that is nothing, as it does everywhere away from the person.
 """
 
 from __future__ import annotations
@@ -249,7 +249,7 @@ class HeadNet:
             motion: ``(B, D)`` float32.
 
         Returns:
-            The next state and ``(B, 4, SIZE, SIZE)`` float32: colour about -1..1, cover 0..1.
+            The next state and ``(B, 3, SIZE, SIZE)`` float32: what to add, in units of 127.5.
         """
         feeds = {"inputs": inputs, "code": code, "motion": motion}
         feeds |= {"rgb": state["head/rgb"], "memory": state["head/memory"]}
@@ -308,21 +308,22 @@ class HeadPainter:
 
 
 def lay(frame: np.ndarray, box: tuple[int, int, int], paint: np.ndarray) -> None:
-    """Blend a painting ``(4, SIZE, SIZE)`` into its box of a frame ``(S, S, 3)`` uint8, in place."""
+    """Add a painting ``(3, SIZE, SIZE)`` to its box of a frame ``(S, S, 3)`` uint8, in place.
+
+    What the frame shows finer than the net sees stays.
+    """
     left, top, side = box
     grown = np.stack([cv2.resize(p, (side, side), interpolation=cv2.INTER_LINEAR) for p in paint])
-    _lay(frame[top : top + side, left : left + side], grown)
+    _add(frame[top : top + side, left : left + side], grown)
 
 
 @njit(cache=True, nogil=True, boundscheck=False)
-def _lay(area: np.ndarray, paint: np.ndarray) -> None:
-    """``(4, h, w)`` float32 colour -1..1 and cover over ``(h, w, 3)`` uint8, in place."""
-    one, half, unit = np.float32(1), np.float32(0.5), np.float32(127.5)
+def _add(area: np.ndarray, paint: np.ndarray) -> None:
+    """``(3, h, w)`` float32 in units of 127.5 onto ``(h, w, 3)`` uint8, in place."""
+    half, unit = np.float32(0.5), np.float32(127.5)
+    low, high = np.float32(0), np.float32(255)
     for y in range(area.shape[0]):
         for x in range(area.shape[1]):
-            cover = paint[3, y, x]
-            if cover > 0:
-                for c in range(3):
-                    under = np.float32(area[y, x, c])
-                    colour = min(max(paint[c, y, x], -one), one) * unit + unit
-                    area[y, x, c] = np.uint8(under + (colour - under) * cover + half)
+            for c in range(3):
+                value = np.float32(area[y, x, c]) + paint[c, y, x] * unit
+                area[y, x, c] = np.uint8(min(max(value, low), high) + half)

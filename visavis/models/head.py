@@ -19,7 +19,6 @@ UNDER, LIMIT = slice(0, 3), slice(12, 13)  # of the maps of `visavis.head.head_i
 MASKS = slice(9, 12)
 MEMORY_LEVEL = 2  # of the widths, at an eighth of the picture's side
 MEMORY_STRIDE = 8
-FIRST_COVER = -3.0  # logit of the cover before training: nearly nothing
 
 
 class IdentityEncoder(nn.Module):
@@ -105,8 +104,7 @@ class HeadUNet(nn.Module):
         self.refine = nn.Conv2d(12 + 6, 12, 3, padding=1)
         self.head = nn.Conv2d(12, 4, 3, padding=1)
         with torch.no_grad():
-            self.head.weight[:3] *= 0.1
-            self.head.bias[:3], self.head.bias[3] = 0.0, FIRST_COVER
+            self.head.weight[:3], self.head.bias[:3] = 0.0, 0.0  # the photo stands at first
 
     def forward(
         self, inputs: Tensor, code: Tensor, motion: Tensor, rgb: Tensor, memory: Tensor
@@ -121,16 +119,16 @@ class HeadUNet(nn.Module):
             memory: ``(B, memory, H / 8, H / 8)``.
 
         Returns:
-            ``(B, 4, H, H)`` colour about -1..1 and cover 0..1; the next ``rgb`` and ``memory``.
+            ``(B, 3, H, H)`` what to add to the frame, cover times the difference of colours; the
+            next ``rgb`` and ``memory``.
         """
         under, limit = inputs[:, UNDER], inputs[:, LIMIT]
         by = torch.cat([code, motion / _usual(motion)], 1)
         x, memory = self._features(torch.cat([inputs, rgb], 1), by, memory)
         seen = torch.cat([double(self.narrow(F.relu(x))), under, inputs[:, MASKS]], 1)
         out = self.head(F.relu(self.refine(seen)))
-        colour, cover = under + out[:, :3], torch.sigmoid(out[:, 3:]) * limit
-        shown = under + (colour - under) * cover
-        return torch.cat([colour, cover], 1), torch.cat([shown, rgb[:, 3:] * 0 + 1], 1), memory
+        paint = out[:, :3] * torch.sigmoid(out[:, 3:]) * limit  # difference of colours, cover
+        return paint, torch.cat([under + paint, rgb[:, 3:] * 0 + 1], 1), memory
 
     def _features(self, x: Tensor, by: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Maps at half size, and the memory after this frame."""
@@ -184,7 +182,7 @@ class HeadTalker(nn.Module):
             rgb: ``(B, 4, H, H)`` the picture before the first frame, or zeros.
 
         Returns:
-            ``(B, T, 4, H, H)`` paintings and ``(B, T, 3, H, H)`` pictures as shown, float32.
+            ``(B, T, 3, H, H)`` what was added and ``(B, T, 3, H, H)`` pictures as shown, float32.
         """
         code = self.encoder(photo)
         _, memory = self.net.first(len(inputs), inputs.shape[-1])

@@ -202,8 +202,8 @@ class Watcher:
 
 def runs_of(count: int, runs: int, length: int) -> np.ndarray:
     """Indices of ``runs`` evenly spread runs of ``length`` consecutive frames out of ``count``."""
-    starts = np.linspace(1, max(count - length, 1), runs).round().astype(int)
-    rows = {s + i for s in starts for i in range(length) if s + i < count}
+    starts = (1 + (count - length - 1) * (np.arange(runs) + 0.5) / runs).round().astype(int)
+    rows = {max(s, 0) + i for s in starts for i in range(length) if max(s, 0) + i < count}
     return np.array(sorted(rows), int)
 
 

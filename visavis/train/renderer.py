@@ -167,35 +167,43 @@ class Learner:
 
     Args:
         recipe: of the run.
-        build: makes net and critic from the recipe.
+        build: makes net and critic (or None) from the recipe.
     """
 
     def __init__(self, recipe: Frozen, build: Callable = mouth_nets):
         torch.manual_seed(recipe.seed)
-        self.net, self.critic = (net.to(memory_format=torch.channels_last) for net in build(recipe))
+        form = {"memory_format": torch.channels_last}
+        net, critic = build(recipe)
+        self.net = net.to(**form)
         self.average = copy.deepcopy(self.net).requires_grad_(False)
         self.optimiser = torch.optim.AdamW(
             self.net.parameters(), recipe.learning_rate, betas=(0.8, 0.99), weight_decay=1e-3
         )
-        self.critic_optimiser = torch.optim.Adam(
-            self.critic.parameters(), recipe.critic_rate, betas=(0.5, 0.99)
-        )
+        self.critic = self.critic_optimiser = None
+        if critic is not None:
+            self.critic = critic.to(**form)
+            self.critic_optimiser = torch.optim.Adam(
+                self.critic.parameters(), recipe.critic_rate, betas=(0.5, 0.99)
+            )
         self.step = 0
 
-    _PARTS = ("net", "average", "critic", "optimiser", "critic_optimiser")
+    @property
+    def _parts(self) -> dict:
+        names = ("net", "average", "critic", "optimiser", "critic_optimiser")
+        return {n: getattr(self, n) for n in names if getattr(self, n) is not None}
 
     def save(self, path: Path) -> None:
         """Write everything; the old file stays whole until the new one is."""
         part = path.with_name(f".{path.name}.part")
-        kept = {p: getattr(self, p).state_dict() for p in self._PARTS}
+        kept = {name: part.state_dict() for name, part in self._parts.items()}
         torch.save(kept | {"step": self.step}, part)
         os.replace(part, path)
 
     def load(self, path: Path) -> None:
         """Read what `save` wrote."""
         kept = torch.load(path, weights_only=True)
-        for part in self._PARTS:
-            getattr(self, part).load_state_dict(kept[part])
+        for name, part in self._parts.items():
+            part.load_state_dict(kept[name])
         self.step = kept["step"]
 
 
@@ -339,8 +347,9 @@ def set_rates(recipe: Frozen, learner: Learner) -> None:
     rate = recipe.learning_rate * min(1.0, (learner.step + 1) / 100) * (0.05 + 0.95 * fall)
     for group in learner.optimiser.param_groups:
         group["lr"] = rate
-    for group in learner.critic_optimiser.param_groups:
-        group["lr"] = recipe.critic_rate
+    if learner.critic_optimiser is not None:
+        for group in learner.critic_optimiser.param_groups:
+            group["lr"] = recipe.critic_rate
 
 
 def descend(recipe: Frozen, learner: Learner, loss: Tensor) -> None:
@@ -421,20 +430,34 @@ def export_mouth(run: Path, recipe: RendererRecipe, out: Path, card: str) -> Pat
         raise ConfigError(f"no checkpoint at {last}; train first")
     learner = Learner(recipe)
     learner.load(last)
-    net = learner.average.eval().to(memory_format=torch.contiguous_format)
+    return write_mouth(learner.average, recipe, learner.step, out, card)
+
+
+def write_mouth(net: MouthUNet, recipe: Frozen, steps: int, out: Path, card: str) -> Path:
+    """A mouth net as a model folder.
+
+    Args:
+        net: of any widths; ``model.json`` tells those it has.
+        recipe: that it was made by.
+        steps: that it was trained for.
+        out: the model folder, created.
+        card: text of ``card.md``.
+    """
+    net = net.eval().to(memory_format=torch.contiguous_format)
     out.mkdir(parents=True, exist_ok=True)
     graph = out / "mouth.onnx"
     write_graph(net, {"inputs": torch.zeros(2, N_CHANNELS, SIZE, SIZE)}, ["rgba"], graph)
+    widths = [m.out_channels for m in (net.stem, *net.down)]
     about = {
         "kind": "mouth",
         "graph": graph.name,
         "size": SIZE,
         "span": SPAN,
         "channels": N_CHANNELS,
-        "net": recipe.net.model_dump(),
+        "net": {"widths": widths, "deep": len(net.middle)},
         "mega_multiply_adds": round(multiply_adds(net, (N_CHANNELS, SIZE, SIZE)) / 1e6, 1),
         "parameters": sum(p.numel() for p in net.parameters()),
-        "steps": learner.step,
+        "steps": steps,
         "recipe": json.loads(recipe.model_dump_json(exclude={"run", "data", "models"})),
         "sha256": hashlib.sha256(graph.read_bytes()).hexdigest(),
     }
