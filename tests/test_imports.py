@@ -15,10 +15,11 @@ PACKAGE = Path(__file__).parents[1] / "visavis"
 # The path of sight is a chain: points -> face model -> photo, matte, track -> avatar -> render.
 RANKS = (
     {"types", "errors"},
+    {"torchgraph"},
     {"backends", "clock", "config", "console", "media", "modelstore", "licenses"},
     {"audio", "video", "features", "motionfile", "smoothing", "facemodel", "facemesh", "raster"},
     {"motion", "idle", "mouth", "matte", "photo", "track"},
-    {"likeness", "style"},
+    {"likeness", "style", "encoder"},
     {"avatar", "turns", "voice"},
     {"headmesh", "eyes", "teeth", "film"},
     {"head"},

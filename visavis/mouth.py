@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numba import njit
 
-from visavis.backends import Graph
+from visavis.backends import open_graph
 from visavis.errors import ModelError
 from visavis.types import State
 
@@ -371,8 +371,10 @@ class MouthNet:
         keep_dark: share of the painting withheld where the mouth is deep and was laid dark, 0..1:
             trained mostly on smiles, the net lets teeth show through the dark of an open mouth.
         weights: of one person, by name, instead of the shipped ones.
+        provider: what runs the net, a key of `backends.PROVIDERS` or ``auto``.
 
     Raises:
+        ConfigError: the provider is not there.
         ModelError: the folder holds no mouth net that fits this version.
     """
 
@@ -384,6 +386,7 @@ class MouthNet:
         smoothing: float = 0.35,
         keep_dark: float = 0.7,
         weights: dict[str, np.ndarray] | None = None,
+        provider: str = "openvino",
     ):
         folder = Path(model_dir)
         try:
@@ -397,9 +400,10 @@ class MouthNet:
             )
         self.card = card
         self.smoothing, self.keep_dark = smoothing, keep_dark
-        self._graph = Graph(
-            folder / card["graph"], threads=threads, precision=precision, constants=weights
-        )
+        self._graph = open_graph(
+            folder / card["graph"], provider,
+            threads=threads, precision=precision, constants=weights,
+        )  # fmt: skip
 
     def init_state(self, batch: int = 1) -> State:
         """Memory of no previous picture."""
@@ -433,17 +437,22 @@ class MouthNet:
         rgb, alpha = crops.astype(np.float32), np.zeros((batch, SIZE, SIZE), np.float32)
         lips = np.asarray(points, np.float32)[:, LIPS, :2]
         past = np.full_like(state["mouth/lips"], -1e6)
-        for i in range(batch):
-            show = gate(lip_gap(points[i]))
-            if show > 0:
-                past[i], rgb[i] = lips[i], state["mouth/rgb"][i]
-                moved = float(np.abs(lips[i] - state["mouth/lips"][i]).mean())
-                keep = self.smoothing * math.exp(-((moved / 1.5) ** 2))
-                masks = mouth_masks(points[i])
-                feed = mouth_inputs(crops[i], points[i], masks)
-                painted = self._graph({"inputs": feed[None]})["rgba"][0]
-                _finish(
-                    painted, masks["limit"], masks["depth"], feed[15], show, self.keep_dark,
-                    keep, rgb[i], alpha[i], shown[i],
-                )  # fmt: skip
+        shows = [gate(lip_gap(p)) for p in points]
+        rows = [i for i in range(batch) if shows[i] > 0]
+        masks = {i: mouth_masks(points[i]) for i in rows}
+        feeds = [mouth_inputs(crops[i], points[i], masks[i]) for i in rows]
+        for i, feed, painted in zip(rows, feeds, self._run(feeds), strict=True):
+            past[i], rgb[i] = lips[i], state["mouth/rgb"][i]
+            moved = float(np.abs(lips[i] - state["mouth/lips"][i]).mean())
+            keep = self.smoothing * math.exp(-((moved / 1.5) ** 2))
+            _finish(
+                painted, masks[i]["limit"], masks[i]["depth"], feed[15], shows[i],
+                self.keep_dark, keep, rgb[i], alpha[i], shown[i],
+            )  # fmt: skip
         return {"mouth/rgb": rgb, "mouth/lips": past}, shown, alpha
+
+    def _run(self, feeds: list[np.ndarray]) -> list[np.ndarray]:
+        """The net on each mouth: together where the provider gains by it."""
+        if self._graph.batched and feeds:
+            return list(self._graph({"inputs": np.stack(feeds)})["rgba"])
+        return [self._graph({"inputs": feed[None]})["rgba"][0] for feed in feeds]
