@@ -141,9 +141,9 @@ def train_studio(
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts.")] = False,
 ) -> None:
     """Render people who do not exist (needs 'visavis\\[studio]'); goes on where it was left."""
-    from visavis.train.studio import make_studio
+    from visavis.train.studio import count_units, make_studio
 
-    with progress_bar("studio") as bar:
+    with progress_bar("studio", count_units(crops, sequences)) as bar:
         facts = make_studio(
             output, crops=crops, sequences=sequences, seed=seed, workers=workers,
             assets=assets, models=models, progress=lambda done, _: bar(done),

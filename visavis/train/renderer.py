@@ -29,7 +29,15 @@ from visavis.models.mouth import MouthCritic, MouthUNet, multiply_adds
 from visavis.mouth import N_CHANNELS, SIZE, SPAN
 from visavis.train import renderer_losses as losses
 from visavis.train.recipes import FOLDER
-from visavis.train.renderer_data import MouthData, MouthSampler, Sampling, build_cache, held_out
+from visavis.train.renderer_data import (
+    MouthData,
+    MouthSampler,
+    Sampling,
+    build_cache,
+    held_out,
+    joined,
+    studio_data,
+)
 
 WINDOW = (slice(None), slice(None), slice(14, 94), slice(8, 120))  # where mouths are, 80 x 112
 WANDER = 4  # px by which the window's corner walks, lest strided losses leave a pattern
@@ -84,6 +92,7 @@ class RendererRecipe(Frozen):
     net: NetConfig = NetConfig()
     loss: LossConfig = LossConfig()
     mix: dict[str, float] = {"sfhq": 1.0}
+    studio: Path = Path("runs/studio")
 
 
 def load_recipe(
@@ -152,6 +161,8 @@ def train_renderer(
         data = build_cache(recipe.data, recipe.models, cache, progress=progress)
     else:
         raise ConfigError(f"no training data at {recipe.data}; see the data README")
+    if recipe.mix.get("studio"):
+        data = joined(data, studio_data(recipe.studio))
     last = fit(recipe, data, stop=steps, progress=progress)
     progress(f"step {last}: done")
     return recipe.run

@@ -8,14 +8,17 @@ stills repeat faces under several names.
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import av
 import cv2
 import numpy as np
+from safetensors.numpy import load
 
 from visavis.backends import Graph
+from visavis.errors import InputError
 from visavis.facemesh import FaceMesh
 from visavis.mouth import (
     INNER_LOWER,
@@ -29,6 +32,7 @@ from visavis.mouth import (
     warp_crop,
 )
 from visavis.train.renderer_teeth import Teeth, mesh_shade, register_teeth, teeth_light
+from visavis.train.shards import read_index, read_pictures
 
 MARGIN = 32  # px around the crop kept in the cache, so that augmentation has pixels to move in
 CANVAS = SIZE + 2 * MARGIN
@@ -151,6 +155,41 @@ def still_rows(data: Path, models: Path, mesh: FaceMesh, progress=lambda text: N
         for (domain, name, canvas, local, gap, eye), person in zip(found, people, strict=True)
         if gap >= LEAST_GAP
     ]
+
+
+def studio_data(folder: Path) -> MouthData:
+    """Mouths of a folder that ``visavis train studio`` has made; its crops and close takes.
+
+    Domain ``studio``; every person and every take is an identity of its own.
+
+    Raises:
+        InputError: the folder holds no studio data, or no open mouth.
+    """
+    rows = []
+    for entry in read_index(folder, "studio"):
+        with (folder / entry["shard"]).open("rb") as file:
+            file.seek(entry["offset"])
+            points = load(file.read(entry["bytes"]))["points"]
+        pictures = read_pictures(folder, entry)
+        for k, view in enumerate(json.loads(entry["views"])):
+            if view != "mouth":
+                continue
+            picture = cv2.imdecode(np.frombuffer(pictures[k], np.uint8), cv2.IMREAD_COLOR)[
+                ..., ::-1
+            ]
+            canvas, local, gap, eye = cut(np.ascontiguousarray(picture), points[k])
+            if gap >= LEAST_GAP:
+                name = f"studio/{entry['name']}"
+                rows.append((canvas, local, gap, eye, "studio", f"{name}:{k}", name))
+    if not rows:
+        raise InputError(f"{folder} shows no open mouth; make more with visavis train studio")
+    return stack(rows)
+
+
+def joined(*parts: MouthData) -> MouthData:
+    """The rows of all, in order."""
+    names = MouthData.__dataclass_fields__
+    return MouthData(*(np.concatenate([getattr(p, f) for p in parts]) for f in names))
 
 
 def _cluster(vectors: np.ndarray, names: list[str]) -> list[str]:

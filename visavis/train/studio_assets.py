@@ -1,4 +1,4 @@
-"""The 3D assets of the studio: a head that can be anyone, its mouth, eyes and lashes, as arrays.
+"""The 3D assets of the studio: a head that can be anyone, its mouth and eyes, as arrays.
 
 Sources: MakeHuman's base mesh, targets, skins and parts (CC0) and the ARKit and viseme targets that
 TalkingHead made for that mesh (MIT); see the data README. Lengths are decimetres, y up, the face
@@ -19,7 +19,6 @@ from visavis.errors import InputError
 
 BODY_VERTICES = 13380
 HEAD_FROM_DM = 1.1  # the neck is cut this far below the teeth
-CAVITY_UV = (0.28, 0.36, 0.06, 0.18)  # u, v of nothing seen: kept for the mouth's inner wall
 Offsets = tuple[np.ndarray, np.ndarray]  # vertex indices (K,), displacements (K, 3) dm
 
 
@@ -80,9 +79,7 @@ class StudioAssets:
         if not (self.folder / "base.obj").is_file():
             raise InputError(f"no base.obj in {folder}; give the folder face3d/mpfb of the data")
         self.base, uv, quads, quad_uv = _read_obj(self.folder / "base.obj", "body")
-        self.parts = {
-            n: self._part(n) for n in ("teeth_base", "tongue01", "eyes_high_poly", "eyelashes01")
-        }
+        self.parts = {n: self._part(n) for n in ("teeth_base", "tongue01", "eyes_high_poly")}
         teeth = self.parts["teeth_base"].place(self.base)
         near = self.base[quads][..., 1].min(1) > teeth[:, 1].min() - HEAD_FROM_DM
         self.refine, faces, corner_uv = subdivide(quads[near], quad_uv[near], uv, len(self.base))
@@ -186,9 +183,7 @@ def split_corners(faces: np.ndarray, corner_uv: np.ndarray) -> Piece:
     """Faces ``(T, 3)`` with texture coordinates per corner ``(T, 3, 2)`` to one index per corner."""
     key = np.concatenate([faces.reshape(-1, 1), np.rint(corner_uv.reshape(-1, 2) * 1e6)], 1)
     kept, inverse = np.unique(key.astype(np.int64), axis=0, return_inverse=True)
-    return Piece(
-        inverse.reshape(-1, 3), kept[:, 0].copy(), (kept[:, 1:] / 1e6).astype(np.float32)
-    )
+    return Piece(inverse.reshape(-1, 3), kept[:, 0].copy(), (kept[:, 1:] / 1e6).astype(np.float32))
 
 
 def subdivide(
@@ -210,9 +205,7 @@ def subdivide(
 
     size = len(quads)
     rim = np.stack([quads, np.roll(quads, -1, 1)], -1).reshape(-1, 2)  # edge k leaves corner k
-    edges, which, uses = np.unique(
-        np.sort(rim, 1), axis=0, return_inverse=True, return_counts=True
-    )
+    edges, which, uses = np.unique(np.sort(rim, 1), axis=0, return_inverse=True, return_counts=True)
     which = which.reshape(size, 4)
     corner = np.repeat(np.arange(size), 4)
     middle = sparse.csr_matrix((np.full(4 * size, 0.25), (corner, quads.ravel())), (size, count))
@@ -220,11 +213,13 @@ def subdivide(
         (np.full(2 * len(edges), 0.5), (np.repeat(np.arange(len(edges)), 2), edges.ravel())),
         (len(edges), count),
     )
-    beside = sparse.csr_matrix((np.full(4 * size, 0.5), (which.ravel(), corner)), (len(edges), size))
+    beside = sparse.csr_matrix(
+        (np.full(4 * size, 0.5), (which.ravel(), corner)), (len(edges), size)
+    )
     inner = sparse.diags((uses == 2).astype(float))
-    edge_points = inner @ (0.5 * ends + 0.5 * beside @ middle) + (
-        sparse.identity(len(edges)) - inner
-    ) @ ends
+    edge_points = (
+        inner @ (0.5 * ends + 0.5 * beside @ middle) + (sparse.identity(len(edges)) - inner) @ ends
+    )
     used = np.unique(quads)
     old = _corner_rule(quads, edges, uses, middle, ends, count)[used]
     renumber = np.zeros(count, int)
@@ -249,10 +244,14 @@ def _corner_rule(quads, edges, uses, middle, ends, count):
 
     corner = np.repeat(np.arange(len(quads)), 4)
     valence = np.maximum(np.bincount(quads.ravel(), minlength=count), 1)
-    around = sparse.csr_matrix((1 / valence[quads.ravel()], (quads.ravel(), corner)), (count, len(quads)))
+    around = sparse.csr_matrix(
+        (1 / valence[quads.ravel()], (quads.ravel(), corner)), (count, len(quads))
+    )
     degree = np.maximum(np.bincount(edges.ravel(), minlength=count), 1)
     touch = np.repeat(np.arange(len(edges)), 2)
-    star = sparse.csr_matrix((1 / degree[edges.ravel()], (edges.ravel(), touch)), (count, len(edges)))
+    star = sparse.csr_matrix(
+        (1 / degree[edges.ravel()], (edges.ravel(), touch)), (count, len(edges))
+    )
     n = np.maximum(degree, 3).astype(float)
     inside = sparse.diags(1 / n) @ (
         around @ middle + 2 * star @ ends + sparse.diags(n - 3) @ sparse.identity(count)

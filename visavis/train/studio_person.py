@@ -74,20 +74,20 @@ def draw_looks(rng: np.random.Generator, names: list[str], skins: list[str]) -> 
         shapes[pair[0] if weight < 0 else pair[1]] = abs(weight)
     first = _skin(rng, skins, sex, old)
     second = _like(rng, skins, first)
-    yellow, light = rng.beta(1.6, 3.0), rng.uniform(0.62, 0.92)
+    yellow, light = rng.beta(1.6, 3.0), rng.uniform(0.78, 0.96)
     return Looks(
         shapes,
         (first, second, float(rng.uniform(0, 0.6))),
-        np.exp(rng.normal(0, 0.15) + rng.normal(0, 0.04, 3)),
+        np.exp(rng.normal(0, 0.15) + rng.normal(0, 0.025, 3)),
         np.exp(rng.normal((0.10, -0.05, -0.05), (0.14, 0.12, 0.12))),
-        float(rng.uniform(0.02, 0.10)),
+        float(rng.uniform(0.01, 0.05)),
         (rng.uniform(0.35, 0.6), rng.uniform(0.2, 0.5), rng.uniform(0.08, 0.3)),
         light * np.array([1.0, 0.96 - 0.10 * yellow, 0.88 - 0.34 * yellow]),
         np.clip(np.abs(rng.normal(0, 0.05, 32)), 0, 0.2),
         np.array([0.50, 0.17, 0.17]) * np.exp(rng.normal(0, 0.15) + rng.normal(0, 0.08, 3)),
         np.exp(rng.normal(-0.1, 0.12) + rng.normal(0, 0.05, 3)),
         _draw_teeth(rng),
-        (rng.normal(1.0, 0.03), rng.normal(0.0, 0.012), rng.normal(0.0, 0.012)),
+        (rng.normal(1.0, 0.03), rng.normal(-0.045, 0.015), rng.normal(-0.025, 0.015)),
         (rng.normal(0, 0.03), np.exp(rng.normal(0, 0.3)), bool(rng.random() < 0.45)),
     )
 
@@ -95,7 +95,9 @@ def draw_looks(rng: np.random.Generator, names: list[str], skins: list[str]) -> 
 def _draw_teeth(rng: np.random.Generator) -> np.ndarray:
     """Small irregularities; one mouth in six is crooked, one in fifteen has a gap in front."""
     crooked = 2.2 if rng.random() < 0.16 else 1.0
-    teeth = rng.normal((0.975, 0, 0, 0), (0.02, 0.04 * crooked, 0.006 * crooked, 0.006 * crooked), (32, 4))
+    teeth = rng.normal(
+        (1.03, 0, 0, 0), (0.012, 0.03 * crooked, 0.003 * crooked, 0.003 * crooked), (32, 4)
+    )
     if rng.random() < 0.066:
         teeth[:, 0] -= 0.07
     return teeth
@@ -104,9 +106,7 @@ def _draw_teeth(rng: np.random.Generator) -> np.ndarray:
 def _skin(rng: np.random.Generator, skins: list[str], female: bool, old: float) -> int:
     age = "old" if old > 0.66 else "middleage" if old > 0.4 else "young"
     sex = "female" if female else "male"
-    odds = [
-        (3.0 if _sex(s) == sex else 0.3) * (3.0 if s.startswith(age) else 1.0) for s in skins
-    ]
+    odds = [(3.0 if _sex(s) == sex else 0.3) * (3.0 if s.startswith(age) else 1.0) for s in skins]
     return int(rng.choice(len(skins), p=np.array(odds) / sum(odds)))
 
 
@@ -129,7 +129,7 @@ def opposites(names: tuple[str, ...]) -> list[tuple[str, str]]:
     }  # fmt: skip
     known, pairs = set(names), []
     for name in names:
-        if not name.startswith(LOCAL) or "/" not in name or "trans-" in name and "head" in name:
+        if not name.startswith(LOCAL) or "/" not in name or ("trans-" in name and "head" in name):
             continue
         found = re.match(r"(.*-)(\w+)$", name)
         other = found and found[1] + words.get(found[2], "?")

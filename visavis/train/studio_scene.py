@@ -17,21 +17,14 @@ import cv2
 import numpy as np
 
 from visavis.errors import ConfigError
-from visavis.train.studio_assets import (
-    Piece,
-    StudioAssets,
-    components,
-    read_texture,
-    split_corners,
-)
-from visavis.train.studio_person import Looks
+from visavis.train.studio_assets import Piece
+from visavis.train.studio_model import Model
 
 VARIANTS = ("llvm_ad_rgb", "scalar_rgb")  # the first that runs here is used
 SIZE = 256  # px, side of a picture
 BOUNCES = 4
-CLASSES = ("skin", "cavity", "teeth", "gums", "tongue", "eyes", "lashes")
-HEAD_UV = np.array([0.635, 0.14, 1.0, 0.825])  # of the skin maps: where the face is
-SKIN_PX = 640  # side of the face's texture
+FIREFLY = 12.0  # radiance above which one path is cut off
+CLASSES = ("skin", "cavity", "teeth", "gums", "tongue", "eyes")
 
 
 def open_renderer():
@@ -63,7 +56,12 @@ def llvm_library() -> str:
     if named:
         return named
     found = []
-    for folder in ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"):
+    for folder in (
+        "/usr/lib/x86_64-linux-gnu",
+        "/usr/lib/aarch64-linux-gnu",
+        "/usr/lib64",
+        "/usr/lib",
+    ):
         for path in Path(folder).glob("libLLVM*.so*"):
             digits = "".join(c if c.isdigit() else " " for c in path.name).split()
             if digits and 16 <= int(digits[0]) < 100:
@@ -98,6 +96,14 @@ class Camera:
         right /= np.linalg.norm(right)
         return np.stack([right, np.cross(forward, right), forward])
 
+    def directions(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Unit vectors ``(N, 3)`` float32 through places in the picture, px from its corner."""
+        half = np.tan(np.deg2rad(self.field / 2))
+        flat = np.stack([x, y, np.full(len(x), self.size)], 1) / self.size * 2 - 1
+        flat[:, :2] *= half
+        way = flat @ self.axes()
+        return (way / np.linalg.norm(way, axis=1, keepdims=True)).astype(np.float32)
+
     def project(self, points: np.ndarray) -> np.ndarray:
         """World points ``(N, 3)`` dm to ``(N, 3)`` px: x, y, and depth against the target."""
         seen = (points - np.array(self.eye)) @ self.axes().T
@@ -107,120 +113,23 @@ class Camera:
         return np.column_stack([flat, (seen[:, 2] - away) * focal / away])
 
 
-class Model:
-    """One person as meshes: vertices follow the expression, texture stays.
+@dataclass(frozen=True)
+class Seen:
+    """What rays through a picture meet, ``over`` of them per pixel and axis.
 
-    Args:
-        assets: the studio's.
-        looks: who.
+    Attributes:
+        kinds: ``(S * over, S * over)`` index of the class, -1 behind.
+        triangle: likewise, of that class's mesh.
+        bary: with two more columns, the weights of corners 2 and 3.
+        masks: by class ``(S, S)`` float32, the share of each pixel it covers.
+        albedo: ``(S, S, 3)`` float32, colour of the skin; 1 elsewhere.
     """
 
-    def __init__(self, assets: StudioAssets, looks: Looks):
-        self.assets, self.looks = assets, looks
-        self.neutral = assets.body(looks.shapes)
-        self.pieces = dict(_pieces(assets))
-        self._places = {n: p for n, p in assets.parts.items()}
-        self._which, self._enamel = _teeth_layout(assets)
-
-    def textures(self) -> dict[str, np.ndarray]:
-        """Base colour of every class, ``(H, W, 3)`` float32 linear."""
-        looks, parts = self.looks, self.assets.folder / "parts"
-        teeth = _linear(_teeth_picture(parts / "teeth.png"))
-        light = teeth @ np.array([0.3, 0.5, 0.2], np.float32)
-        enamel = np.clip(light / 0.60, 0, 1.1)[..., None] ** 0.8 * looks.enamel
-        gums = np.clip(light / 0.13, 0.35, 2.0)[..., None] ** 0.7 * looks.gum
-        tongue = _linear(_picture(parts / "tongue01_diffuse.png", 512)) * looks.tongue * 0.75
-        return {
-            "skin": self._skin_texture(),
-            "cavity": np.full((4, 4, 3), looks.gum * 0.6, np.float32),
-            "teeth": enamel.astype(np.float32),
-            "gums": gums.astype(np.float32),
-            "tongue": tongue.astype(np.float32),
-            "eyes": self._eye_texture(),
-            "lashes": np.full((4, 4, 3), 0.012, np.float32),
-        }
-
-    def vertices(self, weights: dict[str, float], gaze: tuple[float, float] = (0.0, 0.0)) -> dict:
-        """Vertices of every class's piece, ``(V, 3)`` dm, for an expression.
-
-        Args:
-            weights: of the ARKit and viseme targets.
-            gaze: degrees to the person's left and down.
-        """
-        body = self.neutral.copy()
-        for name, weight in (weights | _gaze_lids(gaze)).items():
-            if weight:
-                index, moved = self.assets.offsets(name)
-                body[index] += weight * moved
-        teeth = self._teeth(body)
-        whole = {
-            "skin": self.assets.refine @ body,
-            "teeth": teeth,
-            "gums": teeth,
-            "tongue": self._places["tongue01"].place(body),
-            "eyes": self._eyes(body, gaze),
-            "lashes": self._places["eyelashes01"].place(body),
-        }
-        whole["cavity"] = whole["skin"]
-        return {n: whole[n][p.source] for n, p in self.pieces.items()}
-
-    def _teeth(self, body: np.ndarray) -> np.ndarray:
-        """Both rows: each tooth a little its own, the gums with the row."""
-        at = self._places["teeth_base"].place(body)
-        scale, up, low = self.looks.arch
-        upper = self._which >= 100
-        number = self._which % 100
-        middle = at[number < 32].mean(0)
-        for tooth in range(32):
-            own = number == tooth
-            width, turn, push, rise = self.looks.teeth[tooth]
-            centre = at[own].mean(0)
-            away = at[own] - centre
-            out = centre - middle
-            out[1] = 0
-            out /= max(float(np.linalg.norm(out)), 1e-6)
-            cos, sin = np.cos(turn), np.sin(turn)
-            x, z = away[:, 0] * cos + away[:, 2] * sin, away[:, 2] * cos - away[:, 0] * sin
-            at[own] = centre + np.stack([x * width, away[:, 1], z * width], 1) + out * push
-            at[own, 1] += rise
-        at = middle + (at - middle) * np.array([scale, 1.0, scale])
-        at[upper, 1] += up
-        at[~upper, 1] += low
-        return at
-
-    def _eyes(self, body: np.ndarray, gaze: tuple[float, float]) -> np.ndarray:
-        at = self._places["eyes_high_poly"].place(body)
-        left, down = np.deg2rad(gaze)
-        turn = np.array([
-            [np.cos(left), np.sin(left) * np.sin(down), np.sin(left) * np.cos(down)],
-            [0, np.cos(down), -np.sin(down)],
-            [-np.sin(left), np.cos(left) * np.sin(down), np.cos(left) * np.cos(down)],
-        ])  # fmt: skip
-        for side in (at[:, 0] > 0, at[:, 0] <= 0):
-            centre = at[side].mean(0)
-            at[side] = centre + (at[side] - centre) @ turn.T
-        return at
-
-    def _skin_texture(self) -> np.ndarray:
-        looks, maps = self.looks, self.assets.skins
-        first, second, share = looks.skins
-        skin = _face_map(str(maps[first]))
-        skin = skin * (1 - share) + _face_map(str(maps[second])) * share
-        skin = skin * looks.tone
-        red = _lip_cover(skin)[..., None]
-        skin = skin * (1 - red) + skin * looks.lips * red
-        grain = np.random.default_rng(int(abs(looks.pores) * 1e9)).normal(0, 1, skin.shape[:2])
-        grain = cv2.GaussianBlur(grain, (0, 0), 0.8) * 2 + cv2.GaussianBlur(grain, (0, 0), 3) * 4
-        return np.clip(skin * np.exp(looks.pores * grain)[..., None], 0.002, 0.9).astype(np.float32)
-
-    def _eye_texture(self) -> np.ndarray:
-        hue, gain, blue = self.looks.iris
-        name = "blue_eye.png" if blue else "brown_eye.png"
-        picture = _linear(_picture(self.assets.folder / "parts" / name, 512))
-        colour = picture.max(2) - picture.min(2)
-        cover = cv2.GaussianBlur(np.clip(colour * 8 - 0.6, 0, 1), (0, 0), 1.5)[..., None]
-        tint = np.array([1 + 4 * hue, 1.0, 1 - 4 * hue]) * gain
-        return np.clip(picture * (1 - cover + cover * tint), 0, 0.9).astype(np.float32)
+    kinds: np.ndarray
+    triangle: np.ndarray
+    bary: np.ndarray
+    masks: dict[str, np.ndarray]
+    albedo: np.ndarray
 
 
 class Studio:
@@ -234,16 +143,19 @@ class Studio:
     def __init__(self, model: Model, light: np.ndarray):
         self.mi = open_renderer()
         self.model, self._light = model, light
-        still = model.vertices({})
+        still = model.vertices(model.neutral)
         gloss = dict(zip(("skin", "lips", "teeth"), model.looks.gloss, strict=True))
         rough = {
             "skin": gloss["skin"], "teeth": gloss["teeth"], "gums": 0.25, "tongue": 0.35,
-            "cavity": 0.3, "eyes": 0.06, "lashes": 0.6,
+            "cavity": 0.3, "eyes": 0.06,
         }  # fmt: skip
         wet = {"teeth": 0.6, "gums": 0.8, "tongue": 0.6, "cavity": 0.5, "eyes": 1.0}
         colours = model.textures()
+        self._skin = colours["skin"]
         self._shapes = {
-            name: self._mesh(name, still[name], piece, colours[name], rough[name], wet.get(name, 0.0))
+            name: self._mesh(
+                name, still[name], piece, colours[name], rough[name], wet.get(name, 0.0)
+            )
             for name, piece in model.pieces.items()
         }
         mi = self.mi
@@ -264,80 +176,77 @@ class Studio:
             self._params[f"{name}.vertex_normals"] = normals.astype(np.float32).ravel()
         self._params.update()
 
-    def shoot(self, camera: Camera, samples: int, seed: int) -> np.ndarray:
+    def shoot(self, camera: Camera, counts: np.ndarray, seed: int) -> np.ndarray:
         """One picture, ``(S, S, 3)`` float32 linear.
 
+        The paths are handed over one by one, not as a camera of Mitsuba's: the numbers of a camera
+        would be compiled into the code, a second each time.
+
         Args:
             camera: from where.
-            samples: paths per pixel.
+            counts: ``(S, S)`` int, paths for each pixel, at least 1.
             seed: of the paths.
         """
-        sensor = self._sensor(camera, samples)
-        shot = self.mi.render(
-            self._scene, sensor=sensor, integrator=self._path, spp=samples, seed=seed
+        mi = self.mi
+        which = np.repeat(np.arange(counts.size), counts.ravel())
+        jitter = np.random.default_rng(seed).random((2, len(which)), np.float32)
+        y, x = np.divmod(which, camera.size)
+        way = camera.directions(x + jitter[0], y + jitter[1])
+        ray = mi.RayDifferential3f(
+            mi.Point3f(*map(float, camera.eye)), mi.Vector3f(*np.ascontiguousarray(way.T))
         )
-        return np.array(shot, np.float32)[..., :3]
+        sampler = mi.load_dict({"type": "independent"})
+        sampler.seed(seed, len(which))
+        light = np.array(self._path.sample(self._scene, sampler, ray)[0], np.float32)
+        light = np.minimum(light.reshape(3, -1), FIREFLY)
+        sums = [np.bincount(which, c, counts.size) for c in light]
+        picture = np.stack(sums, 1) / counts.reshape(-1, 1)
+        return picture.reshape(camera.size, camera.size, 3).astype(np.float32)
 
-    def masks(self, camera: Camera, over: int = 3) -> dict[str, np.ndarray]:
-        """How much of each pixel each class covers, ``(S, S)`` float32 in 0..1; the rest is behind.
-
-        Args:
-            camera: from where.
-            over: rays per pixel and axis.
-        """
-        index = self.hit(camera, over)[0]
-        shape = (camera.size, over, camera.size, over)
-        return {
-            name: (index == k).reshape(shape).mean((1, 3)).astype(np.float32)
-            for k, name in enumerate(self._shapes)
-        }
-
-    def hit(self, camera: Camera, over: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What a regular grid of rays meets: class index (-1: nothing), triangle, barycentrics.
-
-        Each ``(S * over, S * over)`` (barycentrics with two more columns, of corners 2 and 3).
-        """
+    def look(self, camera: Camera, over: int = 2) -> Seen:
+        """What a regular grid of ``over`` by ``over`` rays per pixel meets."""
         mi, side = self.mi, camera.size * over
-        axes = camera.axes().astype(np.float32)
-        half = np.tan(np.deg2rad(camera.field / 2))
-        ramp = ((np.arange(side, dtype=np.float32) + 0.5) / side * 2 - 1) * half
-        y, x = np.meshgrid(ramp, ramp, indexing="ij")
-        way = x[..., None] * axes[0] + y[..., None] * axes[1] + axes[2]
-        way = (way / np.linalg.norm(way, axis=-1, keepdims=True)).reshape(-1, 3).astype(np.float32)
+        ramp = (np.arange(side) + 0.5) / over
+        way = camera.directions(np.tile(ramp, side), np.repeat(ramp, side))
         if mi.variant().startswith("scalar"):
             found = [self._scene.ray_intersect_preliminary(mi.Ray3f(camera.eye, w)) for w in way]
-            names = {id_: k for k, id_ in enumerate(self._shapes)}
-            index = [names[f.shape.id()] if f.is_valid() else -1 for f in found]
-            table = np.array([(f.prim_index, *f.prim_uv) for f in found])
+            names = {shape.id(): k for k, shape in enumerate(self._shapes.values())}
+            kinds = np.array([names[f.shape.id()] if f.is_valid() else -1 for f in found])
+            triangle = np.array([f.prim_index for f in found])
+            bary = np.array([f.prim_uv for f in found]).reshape(-1, 2)
         else:
-            ray = mi.Ray3f(mi.Point3f(*map(float, camera.eye)), mi.Vector3f(*np.ascontiguousarray(way.T)))
+            ray = mi.Ray3f(
+                mi.Point3f(*map(float, camera.eye)), mi.Vector3f(*np.ascontiguousarray(way.T))
+            )
             found = self._scene.ray_intersect_preliminary(ray, coherent=True)
-            kind = np.full(len(way), -1)
+            place = mi.Float(-1.0)
             for k, shape in enumerate(self._shapes.values()):
-                kind[np.array(found.shape == mi.ShapePtr(shape))] = k
-            index = kind
-            table = np.stack([np.array(found.prim_index), *np.array(found.prim_uv)], 1)
-        square = (side, side)
-        return (
-            np.array(index).reshape(square),
-            table[:, 0].astype(int).reshape(square),
-            table[:, 1:].reshape(*square, 2),
+                place[found.shape == mi.ShapePtr(shape)] = mi.Float(k)
+            kinds = np.array(place).astype(int)
+            triangle, bary = np.array(found.prim_index).astype(int), np.array(found.prim_uv).T
+        shape = (camera.size, over, camera.size, over)
+        masks = {
+            name: (kinds == k).reshape(shape).mean((1, 3)).astype(np.float32)
+            for k, name in enumerate(self._shapes)
+        }
+        skin = np.flatnonzero(kinds == list(self._shapes).index("skin"))
+        albedo = np.ones((side * side, 3), np.float32)
+        albedo[skin] = self._skin_colour(triangle[skin], bary[skin])
+        albedo = albedo.reshape(*shape, 3).mean((1, 3))
+        grid = (side, side)
+        return Seen(
+            kinds.reshape(grid), triangle.reshape(grid), bary.reshape(*grid, 2), masks, albedo
         )
 
-    def _sensor(self, camera: Camera, samples: int):
-        mi = self.mi
-        view = mi.ScalarTransform4f().look_at(
-            origin=list(camera.eye), target=list(camera.target), up=[0, 1, 0]
-        )
-        return mi.load_dict({
-            "type": "perspective", "fov": camera.field, "to_world": view,
-            "near_clip": 0.5, "far_clip": 200.0,
-            "film": {
-                "type": "hdrfilm", "width": camera.size, "height": camera.size,
-                "rfilter": {"type": "box"}, "pixel_format": "rgb", "component_format": "float32",
-            },
-            "sampler": {"type": "multijitter", "sample_count": samples},
-        })  # fmt: skip
+    def _skin_colour(self, triangle: np.ndarray, bary: np.ndarray) -> np.ndarray:
+        """Texture of the skin ``(N, 3)`` at places on its triangles."""
+        piece = self.model.pieces["skin"]
+        corners = piece.uv[piece.faces[triangle]]
+        weights = np.column_stack([1 - bary.sum(1), bary])[..., None]
+        u, v = (corners * weights).sum(1).T
+        size = self._skin.shape[0]
+        rows = np.clip((1 - v) * size, 0, size - 1).astype(int)
+        return self._skin[rows, np.clip(u * size, 0, size - 1).astype(int)]
 
     def _mesh(self, name, at, piece: Piece, colour, rough: float, wet: float):
         mi = self.mi
@@ -351,9 +260,13 @@ class Studio:
         props = mi.Properties()
         props["surface"] = mi.load_dict({"type": "twosided", "bsdf": surface})
         mesh = mi.Mesh(
-            name, len(at), len(piece.faces), has_vertex_normals=True, has_vertex_texcoords=True, props=props
+            name,
+            len(at),
+            len(piece.faces),
+            has_vertex_normals=True,
+            has_vertex_texcoords=True,
+            props=props,
         )
-        mesh.set_id(name) if hasattr(mesh, "set_id") else None
         params = mi.traverse(mesh)
         params["vertex_positions"] = at.astype(np.float32).ravel()
         params["vertex_normals"] = vertex_normals(at, piece).astype(np.float32).ravel()
@@ -385,10 +298,10 @@ def draw_light(rng: np.random.Generator, rows: int = 48) -> np.ndarray:
     up = 1 - 2 * (y + 0.5) / rows
     across = (x + 0.5) / rows * np.pi  # the front is in the middle
     warm = np.array([1.0, 0.93, 0.85])
-    tint = np.exp(rng.normal(0, 0.12, 3))
+    tint = np.exp(rng.normal(0, 0.06, 3))
     sky = (0.5 + rng.uniform(0, 0.5) * up)[..., None] * tint * rng.uniform(0.15, 0.8)
-    blobs = rng.normal(0, 1, (6, 12, 3)).astype(np.float32)
-    walls = np.exp(cv2.resize(blobs, (2 * rows, rows), interpolation=cv2.INTER_CUBIC) * [0.35] * 3)
+    blobs = rng.normal(0, 0.5, (6, 12, 1)) + rng.normal(0, 0.06, (6, 12, 3))
+    walls = np.exp(cv2.resize(blobs, (2 * rows, rows), interpolation=cv2.INTER_CUBIC))
     light = np.maximum(sky, 0.02) * walls
     for k in range(int(rng.integers(1, 5))):
         side = rng.normal(0, 0.9 if k == 0 else 1.6)
@@ -399,6 +312,30 @@ def draw_light(rng: np.random.Generator, rows: int = 48) -> np.ndarray:
         colour = warm ** rng.uniform(-1.0, 2.0)
         light = light + lamp[..., None] * colour * rng.uniform(0.4, 1.6) / wide
     return np.ascontiguousarray(light, np.float32)
+
+
+def denoise(picture: np.ndarray, albedo: np.ndarray, masks: dict[str, np.ndarray]) -> np.ndarray:
+    """Smooth the light on skin and behind, not its texture; what is wet is smoothed a little.
+
+    Args:
+        picture: ``(S, S, 3)`` linear.
+        albedo: ``(S, S, 3)`` colour of the skin without light; 1 elsewhere.
+        masks: cover by class.
+    """
+    base = albedo + 0.03
+    light = np.log(np.maximum(picture, 0) / base + 0.02).astype(np.float32)
+    light = np.dstack(
+        [cv2.medianBlur(np.ascontiguousarray(c), 5) for c in np.moveaxis(light, 2, 0)]
+    )
+    for reach, tone in ((9, 0.8), (9, 0.35)):
+        light = cv2.bilateralFilter(light, reach, tone, reach / 3)
+    smooth = (np.exp(light) - 0.02) * base
+    coded = np.log(np.maximum(picture, 0) + 0.02).astype(np.float32)
+    sharp = np.exp(cv2.bilateralFilter(coded, 3, 0.25, 1.0)) - 0.02
+    inside = 1 - cv2.erode((masks["skin"] > 0.99).astype(np.uint8), np.ones((3, 3)))
+    behind = sum(masks.values()) < 0.01
+    wet = cv2.GaussianBlur((inside * ~behind).astype(np.float32), (0, 0), 0.7)[..., None]
+    return smooth + (sharp - smooth) * wet
 
 
 def develop(shot: np.ndarray, exposure: float) -> np.ndarray:
@@ -412,109 +349,3 @@ def develop(shot: np.ndarray, exposure: float) -> np.ndarray:
     x = np.where(x < 0.6, x, 0.6 + 0.4 * np.tanh((x - 0.6) / 0.4))
     coded = np.where(x < 0.0031308, 12.92 * x, 1.055 * np.maximum(x, 1e-8) ** (1 / 2.4) - 0.055)
     return np.clip(np.rint(coded * 255), 0, 255).astype(np.uint8)
-
-
-def _pieces(assets: StudioAssets) -> list[tuple[str, Piece]]:
-    """Class to mesh: the skin in two (the mouth's wall apart), the teeth in enamel and gums."""
-    skin = assets.skin
-    wall = (skin.uv[:, 1] < 0.138) & (skin.uv[:, 0] > 0.70)
-    inside = wall[skin.faces].all(1)
-    corner = skin.uv.astype(np.float64)
-    corner = (corner - HEAD_UV[:2]) / (HEAD_UV[2:] - HEAD_UV[:2])
-    outer = Piece(skin.faces, skin.source, np.clip(corner, 0, 1).astype(np.float32))
-    found = [("skin", _keep(outer, ~inside)), ("cavity", _keep(skin, inside))]
-    _, enamel = _teeth_layout(assets)
-    for name, cls, keep in (
-        ("teeth_base", "teeth", enamel), ("teeth_base", "gums", ~enamel),
-        ("tongue01", "tongue", None), ("eyes_high_poly", "eyes", _eyeballs(assets)),
-    ):  # fmt: skip
-        part = assets.parts[name]
-        piece = split_corners(part.faces, part.uv[part.face_uv])
-        found.append((cls, piece if keep is None else _keep(piece, keep)))
-    return found
-
-
-def _keep(piece: Piece, faces: np.ndarray) -> Piece:
-    used, faces = np.unique(piece.faces[faces], return_inverse=True)
-    return Piece(faces.reshape(-1, 3), piece.source[used], piece.uv[used])
-
-
-def _eyeballs(assets: StudioAssets) -> np.ndarray:
-    """Triangles of the eyeballs without the clear shells in front of them."""
-    part = assets.parts["eyes_high_poly"]
-    return (part.uv[part.face_uv][..., 0] < 0.86).any(1) | (part.uv[part.face_uv][..., 1] > 0.2).any(1)
-
-
-@lru_cache(maxsize=2)
-def _teeth_layout(assets: StudioAssets) -> tuple[np.ndarray, np.ndarray]:
-    """Per vertex the tooth (0 to 31, 99: gums; 100 more in the upper jaw); per triangle: enamel."""
-    part = assets.parts["teeth_base"]
-    at = part.place(assets.base)
-    label = components(len(at), part.faces)
-    names, sizes = np.unique(label, return_counts=True)
-    gums = names[sizes.argmax()]
-    middles = np.array([at[label == n].mean(0) for n in names if n != gums])
-    design = np.column_stack([np.ones(len(middles)), middles[:, 2]])
-    plane = np.linalg.lstsq(design, middles[:, 1], rcond=None)[0]
-    upper = at[:, 1] > plane[0] + plane[1] * at[:, 2]
-    which = np.full(len(at), 99)
-    for k, name in enumerate(n for n in names if n != gums):
-        own = label == name
-        which[own] = k
-        upper[own] = at[own].mean(0)[1] > plane[0] + plane[1] * at[own].mean(0)[2]
-    return which + 100 * upper, label[part.faces[:, 0]] != gums
-
-
-def _gaze_lids(gaze: tuple[float, float]) -> dict[str, float]:
-    """How lids follow the eyes."""
-    left, down = gaze
-    lids = {}
-    for side, sign in (("Left", 1), ("Right", -1)):
-        lids[f"eyeLook{'Down' if down > 0 else 'Up'}{side}"] = min(abs(down) / 30, 1.0)
-        lids[f"eyeLook{'Out' if left * sign > 0 else 'In'}{side}"] = min(abs(left) / 40, 1.0)
-    return lids
-
-
-def _linear(srgb: np.ndarray) -> np.ndarray:
-    return np.where(srgb < 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-
-
-@lru_cache(maxsize=8)
-def _picture(path: Path, size: int) -> np.ndarray:
-    return read_texture(path, size)[..., :3]
-
-
-@lru_cache(maxsize=1)
-def _teeth_picture(path: Path) -> np.ndarray:
-    """The teeth's map at half size, its colour carried out over the black between islands."""
-    rgba = read_texture(path, 1024)
-    colour, known = rgba[..., :3].copy(), rgba[..., 3] > 0.9
-    for _ in range(12):
-        weight = cv2.blur(known.astype(np.float32), (3, 3))
-        mean = cv2.blur(colour * known[..., None], (3, 3)) / np.maximum(weight, 1e-6)[..., None]
-        grow = ~known & (weight > 0)
-        colour[grow] = mean[grow]
-        known |= grow
-    return colour
-
-
-@lru_cache(maxsize=32)
-def _face_map(path: str) -> np.ndarray:
-    """The face's part of a skin map, ``(SKIN_PX, SKIN_PX, 3)`` linear."""
-    whole = read_texture(Path(path))[..., :3]
-    size = whole.shape[0]
-    left, low, right, top = HEAD_UV * size
-    part = whole[round(size - top) : round(size - low), round(left) : round(right)]
-    how = cv2.INTER_AREA if part.shape[0] > SKIN_PX else cv2.INTER_CUBIC
-    return _linear(np.clip(cv2.resize(part, (SKIN_PX, SKIN_PX), interpolation=how), 0, 1))
-
-
-def _lip_cover(skin: np.ndarray) -> np.ndarray:
-    """Where the skin is redder than around the mouth, 0..1, inside the box of the lips."""
-    red = skin[..., 0] / (skin[..., 1] + 0.02)
-    rows, columns = slice(int(0.40 * SKIN_PX), int(0.62 * SKIN_PX)), slice(int(0.60 * SKIN_PX), int(0.78 * SKIN_PX))
-    cover = np.zeros(skin.shape[:2], np.float32)
-    box = red[rows, columns]
-    usual = np.median(box)
-    cover[rows, columns] = np.clip((box / usual - 1.08) * 5, 0, 1)
-    return cv2.GaussianBlur(cover, (0, 0), 1.5)
