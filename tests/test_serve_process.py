@@ -182,11 +182,38 @@ async def test_the_real_server_measures_its_places():
 
     from visavis.serve.cli import make_app
 
-    config = ServeConfig.of(
-        avatars=(ASSETS / "demo.avatar",), size=256, tier="mesh", workers=1
-    )
+    config = ServeConfig.of(avatars=(ASSETS / "demo.avatar",), size=256, tier="mesh", workers=1)
     app = make_app(config)
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             assert (await client.get("/healthz")).json()["limit"] >= 1
+
+
+@pytest.mark.slow
+def test_a_film_is_made_in_a_process_and_can_be_taken_back(face, tmp_path):
+    from conftest import write_wav
+
+    from visavis.errors import InputError
+    from visavis.pipeline import PipelineConfig
+    from visavis.serve import films
+    from visavis.serve.jobs import Cancelled
+
+    render = films.in_process(PipelineConfig(size=256, tier="mesh"))
+    sound, film = write_wav(tmp_path / "a.wav", speech_like(0.5)), tmp_path / "film.webm"
+    done = []
+    render(face, sound, film, done.append)
+    assert done[-1] == 15
+    assert film.stat().st_size > 1000
+
+    def taken_back(frames):
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        render(
+            face, write_wav(tmp_path / "b.wav", speech_like(60)), tmp_path / "b.webm", taken_back
+        )
+    assert not list(tmp_path.glob("*b.webm*"))
+    (tmp_path / "c.wav").write_bytes(b"no sound")
+    with pytest.raises(InputError):
+        render(face, tmp_path / "c.wav", film, done.append)

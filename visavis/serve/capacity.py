@@ -13,6 +13,7 @@ from visavis.session import AudioBlock, Session, SessionConfig
 from visavis.types import SAMPLE_RATE
 
 USABLE = 0.7  # share of a core that may be planned for
+SENDING_MS = 4.0  # core time a frame and its sound take in the event loop: Opus, RTP, SRTP
 
 
 def core_ms_per_frame(
@@ -42,4 +43,4 @@ def core_ms_per_frame(
 
 def session_limit(core_ms: float, fps: float, cores: int) -> int:
     """Sessions that fit, at least one."""
-    return max(1, int(cores * USABLE * 1000 / fps / core_ms))
+    return max(1, int(cores * USABLE * 1000 / fps / (core_ms + SENDING_MS)))

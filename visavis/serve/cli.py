@@ -139,15 +139,11 @@ def make_models(chosen: PipelineConfig, avatar_of: Callable[[str], Avatar]) -> M
 
 
 def render_film(config: ServeConfig) -> Any:
-    """`jobs.Render` of the real pipeline."""
-    from visavis.pipeline import PipelineConfig, render
+    """`jobs.Render` of the real pipeline, in a process of its own that gives way to conversations."""
+    from visavis.pipeline import PipelineConfig
+    from visavis.serve.films import in_process
 
-    chosen = PipelineConfig.of(fps=config.fps, size=config.size, tier=config.tier)
-
-    def work(avatar: Any, sound: Path, film: Path, progress: Any) -> None:
-        render(avatar, sound, film, chosen, progress=progress)
-
-    return work
+    return in_process(PipelineConfig.of(fps=config.fps, size=config.size, tier=config.tier))
 
 
 def set_up(json_log: bool, traces: str) -> None:
@@ -211,7 +207,7 @@ def run(config: ServeConfig, app: Any) -> None:
             if mine and self.cycle is None and not self.transport.is_closing():
                 self.transport.close()
 
-    sys.setswitchinterval(0.001)  # films are made on a thread beside the event loop
+    sys.setswitchinterval(0.001)  # photos are made avatars on a thread beside the event loop
     settings = uvicorn.Config(
         app,
         host=config.host,
