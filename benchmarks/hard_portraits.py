@@ -32,7 +32,7 @@ def painted(image: np.ndarray) -> np.ndarray:
     """An oil painting of a photo: flat patches of colour on a canvas."""
     flat = cv2.pyrMeanShiftFiltering(image, 7, 18)
     rows, columns = np.mgrid[: image.shape[0], : image.shape[1]]
-    canvas = 5 * (np.sin(1.9 * rows) + np.sin(1.9 * columns))
+    canvas = 2.5 * (np.sin(1.9 * rows) + np.sin(1.9 * columns))
     return np.clip(flat + canvas[..., None], 0, 255).astype(np.uint8)
 
 

@@ -31,6 +31,9 @@ LOWER_DIM = 0.66  # lower teeth and tongue lie in the shade of the upper ones
 SEAM_GAP = 0.02  # below this gap the line where the lips meet is drawn
 OWN_TEETH_GAP = 0.04  # a photo's mouth open this far shows teeth worth keeping
 SKIN = np.array([50, 280, 205, 425, 101, 330])
+COLOURED = 0.16  # chroma of the cheeks below which a photo counts as monochrome by degrees
+WARM = np.array([0.85, 1.05, 1.1])  # exponents: light that has passed lips and gums
+OPENED = (0.015, 0.065)  # wider than the photo by this much, eye distances: only its teeth stay
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class TeethPainter:
         skin = cv2.blur(avatar.image, (5, 5))[y, x].astype(np.float64)
         light = np.median(skin, axis=0)
         grey = max(float(light.mean()), 1.0)
+        self._colour = float(np.clip(np.ptp(light) / grey / COLOURED, 0, 1))
         # teeth take the light's strength, and a little of its colour
         self._light = np.clip(grey / TOOTH_LIGHT, 0.3, 1.1) * (1 + 0.35 * (light / grey - 1))
         middle = avatar.neutral[13].astype(np.float64)
@@ -70,6 +74,9 @@ class TeethPainter:
         self._lower = middle + LOWER_EDGE
         self._chin = avatar.neutral[CHIN].astype(np.float64).mean(0)
         self._own = _own_teeth(avatar)
+        self._seam = _seam_colours(avatar)
+        if self._own is not None:
+            self._light = self._light * _tooth_tone(self._own, self._atlas["upper"], self._light)
 
     def paint(
         self, frame: np.ndarray, face: np.ndarray, pose: Pose, motion: np.ndarray
@@ -87,8 +94,9 @@ class TeethPainter:
         """
         gap = float(motion[CHANNEL["jaw_open"]])
         ring = face[LIP_INNER, :2]
-        if self._own is not None and gap < SEAM_GAP:
-            self._close_seam(frame, face, 1 - gap / SEAM_GAP)
+        if gap < SEAM_GAP:
+            mend = self._fill_seam if self._own is None else self._close_seam
+            mend(frame, face, 1 - gap / SEAM_GAP)
         low = np.maximum(np.floor(ring.min(0)).astype(int) - 2, 0)
         high = np.minimum(np.ceil(ring.max(0)).astype(int) + 3, frame.shape[0])
         if gap <= 0 or (high <= low).any():
@@ -100,10 +108,15 @@ class TeethPainter:
         jaw = pose.remove(face[CHIN]).mean(0) - self._chin
         for layer, place in (("lower", self._lower + jaw), ("upper", self._upper)):
             self._lay(inside, layer, place, pose, low)
-        shade = _shade(cover, pose.scale, gap)
+        shade = _shade(cover, pose.scale, gap) ** (1 + self._colour * (WARM - 1)).astype(np.float32)
         inside *= shade
+        if self._colour < 1:
+            pale = inside.mean(-1, keepdims=True)
+            inside = pale + self._colour * (inside - pale)
         # the photo's teeth have their light already: they only darken as the mouth shuts
-        own = None if self._own is None else self._lay_own(inside, pose, low, np.sqrt(shade))
+        own = None
+        if self._own is not None:
+            own = self._lay_own(inside, pose, low, np.sqrt(shade), gap)
         area = frame[low[1] : high[1], low[0] : high[0]]
         cover = cover[..., None]
         area[:] = np.round(area * (1 - cover) + inside * cover).astype(np.uint8)
@@ -125,6 +138,23 @@ class TeethPainter:
         dark = cv2.erode(area, np.ones((7, 5), np.uint8)).astype(np.float32) * 0.8
         area[:] = np.round(area * (1 - cover) + dark * cover).astype(np.uint8)
 
+    def _fill_seam(self, frame: np.ndarray, face: np.ndarray, strength: float) -> None:
+        """Where shut lips do not meet to the pixel (a turned head), the unmoved photo would glint."""
+        ring = face[LIP_INNER, :2]
+        low = np.maximum(np.floor(ring.min(0)).astype(int) - 2, 0)
+        high = np.minimum(np.ceil(ring.max(0)).astype(int) + 3, frame.shape[0])
+        if (high <= low).any():
+            return
+        area = frame[low[1] : high[1], low[0] : high[0]]
+        mask = np.zeros(area.shape[:2], np.uint8)
+        outline = np.round((ring - low) * 2**SHIFT).astype(np.int32)
+        cv2.fillPoly(mask, [outline], 255, cv2.LINE_8, SHIFT)
+        cover = (mask.astype(np.float32) / 255 * strength)[..., None]
+        middle = (face[SEAM_UPPER, 0] + face[SEAM_LOWER, 0]) / 2
+        columns = np.arange(area.shape[1]) + low[0]
+        line = [np.interp(columns, middle, self._seam[:, c]) for c in range(3)]
+        area[:] = np.round(area * (1 - cover) + np.stack(line, 1)[None] * cover).astype(np.uint8)
+
     def _lay(
         self, inside: np.ndarray, layer: str, place: np.ndarray, pose: Pose, low: np.ndarray
     ) -> None:
@@ -140,10 +170,14 @@ class TeethPainter:
         inside += warped[..., :3] * (dim * self._light).astype(np.float32)
 
     def _lay_own(
-        self, inside: np.ndarray, pose: Pose, low: np.ndarray, shade: np.ndarray
+        self, inside: np.ndarray, pose: Pose, low: np.ndarray, shade: np.ndarray, gap: float
     ) -> np.ndarray:
-        picture, place = self._own
-        matrix = fit_affine(place["pixels"], pose.apply(place["face"])[:, :2] - low)
+        own = self._own
+        # tongue and lower lip of the photo cannot follow a jaw that drops further
+        wider = (gap - own.gap - OPENED[0]) / (OPENED[1] - OPENED[0])
+        wider = np.float32(np.clip(wider, 0, 1))
+        picture = own.picture if wider == 0 else own.picture * (1 - wider * (1 - own.teeth))
+        matrix = fit_affine(own.pixels, pose.apply(own.face)[:, :2] - low)
         size = (inside.shape[1], inside.shape[0])
         warped = cv2.warpAffine(picture, matrix, size, flags=cv2.INTER_LINEAR)
         alpha = warped[..., 3:]
@@ -152,10 +186,30 @@ class TeethPainter:
         return alpha
 
 
-def _own_teeth(avatar: Avatar) -> tuple[np.ndarray, dict] | None:
-    """The photo's inner mouth as premultiplied RGBA float32, and where it sits on the skull."""
+@dataclass(frozen=True)
+class _PhotoMouth:
+    """The photo's inner mouth, and where it sits on the skull.
+
+    Attributes:
+        picture: ``(h, w, 4)`` float32, premultiplied RGBA (0..255, alpha 0..1).
+        teeth: ``(h, w, 1)`` float32, 1 from the top down to the edge of the teeth, 0 below.
+        pixels: ``(N, 2)`` inner lip line in the picture.
+        face: ``(N, 3)`` the same in the face frame.
+        gap: opening of the photo's mouth, eye distances.
+    """
+
+    picture: np.ndarray
+    teeth: np.ndarray
+    pixels: np.ndarray
+    face: np.ndarray
+    gap: float
+
+
+def _own_teeth(avatar: Avatar) -> _PhotoMouth | None:
+    """What the photo shows between its lips; None where that is too little."""
     face = avatar.rest.remove(avatar.points.astype(np.float64))
-    if float(lip_gap(face)) < OWN_TEETH_GAP:
+    gap = float(lip_gap(face))
+    if gap < OWN_TEETH_GAP:
         return None
     ring = avatar.points[LIP_INNER, :2]
     low = np.maximum(np.floor(ring.min(0)).astype(int) - 3, 0)
@@ -164,7 +218,59 @@ def _own_teeth(avatar: Avatar) -> tuple[np.ndarray, dict] | None:
     soft = cv2.GaussianBlur(cv2.erode(mask, np.ones((3, 3))), (0, 0), 1.0)[..., None]
     colour = avatar.image[low[1] : high[1], low[0] : high[0]].astype(np.float32)
     picture = np.dstack([colour * soft, soft])
-    return picture, {"pixels": (ring - low).astype(np.float64), "face": face[LIP_INNER]}
+    unit = avatar.rest.scale
+    return _PhotoMouth(
+        picture, _tooth_mask(colour, soft, unit), (ring - low).astype(np.float64),
+        face[LIP_INNER], gap,
+    )  # fmt: skip
+
+
+def _tooth_mask(colour: np.ndarray, soft: np.ndarray, unit: float) -> np.ndarray:
+    """An inner mouth from its top down to the edge of the teeth (bright, hardly red).
+
+    Returns:
+        ``(h, w, 1)`` float32, 1 there, with soft edges.
+    """
+    sure = soft[..., 0] > 0.9
+    if not sure.any():
+        return soft
+    light = colour.mean(-1)
+    bright = float(np.quantile(light[sure], 0.92))
+    redness = (colour[..., 0] - colour[..., 1]) / np.maximum(light, 1)
+    usual = float(np.median(redness[sure & (light > 0.85 * bright)]))
+    tooth = sure & (light > 0.55 * bright) & (redness < usual + 0.18)
+    reach = max(1, round(0.012 * unit))
+    opening = np.ones((reach + 1, reach + 1))
+    tooth = cv2.morphologyEx(tooth.astype(np.float32), cv2.MORPH_OPEN, opening)
+    tooth = cv2.dilate(tooth, np.ones((1, 4 * reach + 1)))
+    # gaps and gums above the lowest edge stay with the teeth
+    above = np.maximum.accumulate(tooth[::-1])[::-1]
+    return cv2.GaussianBlur(above, (0, 0), max(0.008 * unit, 0.7))[..., None]
+
+
+def _tooth_tone(own: _PhotoMouth, upper: tuple, light: np.ndarray) -> np.ndarray:
+    """What makes generic teeth as light as the photo's own, ``(3,)``; 1 where it shows none."""
+    whole = own.picture[..., 3] > 0.9
+    if (own.teeth[whole] > 0.8).mean() < 0.1:
+        return np.ones(3)
+    generic = _brightest(upper[0][upper[0][..., 3] > 0.9][:, :3]) * light
+    return np.clip(_brightest(own.picture[whole][:, :3]) / np.maximum(generic, 1), 0.6, 1.5)
+
+
+def _brightest(colours: np.ndarray) -> np.ndarray:
+    """Mean of the brighter third of ``(N, 3)``: enamel, no gaps, no gums."""
+    light = colours.mean(1)
+    return colours[light >= np.quantile(light, 0.67)].mean(0)
+
+
+def _seam_colours(avatar: Avatar) -> np.ndarray:
+    """The photo along the line where the lips meet, ``(11, 3)``."""
+    line = (avatar.points[SEAM_UPPER, :2] + avatar.points[SEAM_LOWER, :2]) / 2
+    x, y = np.clip(np.round(line).astype(int), 0, avatar.size - 1).T
+    # lips a little apart show what is between them: the dark of it is the seam
+    parted = float(lip_gap(avatar.rest.remove(avatar.points.astype(np.float64)))) > 0.01
+    photo = cv2.erode(avatar.image, np.ones((5, 3), np.uint8)) if parted else avatar.image
+    return photo[y, x].astype(np.float32)
 
 
 def _shade(cover: np.ndarray, unit: float, gap: float) -> np.ndarray:
@@ -172,8 +278,7 @@ def _shade(cover: np.ndarray, unit: float, gap: float) -> np.ndarray:
     depth = cv2.GaussianBlur(cover, (0, 0), max(0.035 * unit, 0.5))
     open_share = np.clip(gap / 0.10, 0, 1)
     shade = (0.34 + 0.41 * open_share) + (0.25 + 0.05 * open_share) * depth
-    # what little light comes in has passed lips and gums: it is warm
-    return shade[..., None] ** np.array([0.85, 1.05, 1.1], np.float32)
+    return shade[..., None].astype(np.float32)
 
 
 @lru_cache(maxsize=1)
