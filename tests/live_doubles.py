@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -13,9 +18,36 @@ from visavis.pipeline import Pipeline, PipelineConfig
 from visavis.smoothing import Interpolator, Smoother
 from visavis.types import CHANNEL, N_CHANNELS, N_MELS
 
+HERE = Path(__file__).parent
+
+
+@contextmanager
+def serving(script):
+    """A server, ``tests/SCRIPT``, in a process of its own: its address. It must end well on SIGTERM."""
+    process = subprocess.Popen(
+        [sys.executable, HERE / script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)},
+    )
+    try:
+        line = process.stdout.readline()
+        assert "http://" in line, "the server did not start"
+        yield line.split()[-1]
+        process.terminate()
+        log = process.communicate(timeout=40)[1]
+        assert "Traceback" not in log, log[-3000:]
+        assert process.returncode in (0, -15), "SIGTERM drains and ends"
+    finally:
+        process.kill()
+        process.communicate()
+
 
 class LoudnessMotion:
     """Stage: the jaw opens with the sound's energy. Look-ahead as of the real net's default."""
+
+    hears_sound = False
 
     def __init__(self, lookahead: int = 3):
         self.lookahead = lookahead

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
+from live_doubles import serving
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 for needed in ("fastapi", "uvicorn", "aiortc", "prometheus_client"):
@@ -28,31 +25,13 @@ FLAGS = (
     "--disable-background-networking",
     "--autoplay-policy=no-user-gesture-required",
 )
-HERE = Path(__file__).parent
 PATIENCE = 60_000  # ms; a loaded machine is slow to start
 
 
 @pytest.fixture(scope="module")
 def server():
-    """A server in a process of its own; its address."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
-    process = subprocess.Popen(
-        [sys.executable, HERE / "live_server.py"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=environment,
-    )
-    try:
-        line = process.stdout.readline()
-        assert "http://" in line, "the server did not start"
-        yield line.split()[-1]
-        process.terminate()
-        assert process.wait(40) in (0, -15), "SIGTERM drains and ends"
-    finally:
-        process.kill()
-        process.stdout.close()
-        process.wait()
+    with serving("live_server.py") as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

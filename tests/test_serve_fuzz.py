@@ -6,20 +6,16 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import os
 import random
 import resource
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
 import wave
 import zipfile
 import zlib
 from contextlib import suppress
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -31,7 +27,7 @@ for needed in ("fastapi", "aiortc", "prometheus_client", "httpx2", "multipart", 
     pytest.importorskip(needed, reason="the serve extra is not installed")
 
 import httpx2 as httpx
-from live_doubles import DoublePipeline, MotionRenderer, no_film
+from live_doubles import DoublePipeline, MotionRenderer, no_film, serving
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 from websockets.exceptions import ConnectionClosed
@@ -49,7 +45,6 @@ from visavis.serve.metrics import Metrics
 from visavis.serve.workers import in_thread
 from visavis.session import AudioBlock, Session, SessionConfig
 
-HERE = Path(__file__).parent
 TOKEN = "a-token-of-some-length"
 calm = settings(
     max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
@@ -560,25 +555,8 @@ def test_a_ticket_of_a_session_that_ended_opens_nothing(client):
 
 @pytest.fixture(scope="module")
 def server():
-    """A server in a process of its own; its address."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
-    process = subprocess.Popen(
-        [sys.executable, HERE / "hostile_server.py"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    try:
-        line = process.stdout.readline()
-        assert "http://" in line, "the server did not start"
-        yield line.split()[-1]
-        process.terminate()
-        log = process.communicate(timeout=40)[1]
-        assert "Traceback" not in log, log[-3000:]
-    finally:
-        process.kill()
-        process.communicate()
+    with serving("hostile_server.py") as address:
+        yield address
 
 
 def open_media(server):
