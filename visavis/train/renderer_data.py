@@ -487,8 +487,14 @@ def shade(image: np.ndarray, colour: dict[str, np.ndarray | float]) -> np.ndarra
 
 
 def degrade(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Blur or JPEG, as poor photos have."""
-    if rng.random() < 0.5:
+    """Blur, too few pixels, or JPEG, as poor photos have."""
+    kind = rng.random()
+    if kind < 0.35:
         return cv2.GaussianBlur(image, (0, 0), rng.uniform(0.5, 1.3))
+    if kind < 0.65:
+        height, width = image.shape[:2]
+        share = rng.uniform(0.4, 0.8)
+        few = cv2.resize(image, None, fx=share, fy=share, interpolation=cv2.INTER_AREA)
+        return cv2.resize(few, (width, height), interpolation=cv2.INTER_LINEAR)
     quality = int(rng.integers(40, 90))
     return cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], 1)
