@@ -141,8 +141,8 @@ def hush(clip: Clip, rng: np.random.Generator) -> Clip:
 
 
 def close_mouth(motion: np.ndarray, start: int, stop: int) -> np.ndarray:
-    """``(T, D)`` motion at rest from 120 ms after step ``start`` to 80 ms before ``stop``."""
-    share = np.interp(np.arange(len(motion)), [start, start + 6, stop - 4, stop], [1, 0, 0, 1])
+    """``(T, D)`` motion at rest from 80 ms after step ``start`` to 80 ms before ``stop``."""
+    share = np.interp(np.arange(len(motion)), [start, start + 4, stop - 4, stop], [1, 0, 0, 1])
     return motion * share[:, None].astype(np.float32)
 
 
