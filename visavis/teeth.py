@@ -16,7 +16,15 @@ import cv2
 import numpy as np
 
 from visavis.avatar import Avatar
-from visavis.facemodel import LIP_INNER, SEAM_LOWER, SEAM_UPPER, Pose, fit_affine, lip_gap
+from visavis.facemodel import (
+    LIP_INNER,
+    LIP_OUTER,
+    SEAM_LOWER,
+    SEAM_UPPER,
+    Pose,
+    fit_affine,
+    lip_gap,
+)
 from visavis.raster import opening_cover
 from visavis.types import CHANNEL
 
@@ -31,6 +39,7 @@ LOWER_DIM = 0.66  # lower teeth and tongue lie in the shade of the upper ones
 SEAM_GAP = 0.02  # below this gap the line where the lips meet is drawn
 OWN_TEETH_GAP = 0.04  # a photo's mouth open this far shows teeth worth keeping
 SKIN = np.array([50, 280, 205, 425, 101, 330])
+LIPS = np.concatenate([LIP_INNER, LIP_OUTER])
 COLOURED = 0.16  # chroma of the cheeks below which a photo counts as monochrome by degrees
 WARM = np.array([0.85, 1.05, 1.1])  # exponents: light that has passed lips and gums
 OPENED = (0.015, 0.065)  # wider than the photo by this much, eye distances: only its teeth stay
@@ -74,7 +83,7 @@ class TeethPainter:
         self._lower = middle + LOWER_EDGE
         self._chin = avatar.neutral[CHIN].astype(np.float64).mean(0)
         self._own = _own_teeth(avatar)
-        self._seam = _seam_colours(avatar)
+        self._lips = _photo_lips(avatar)
         if self._own is not None:
             self._light = self._light * _tooth_tone(self._own, self._atlas["upper"], self._light)
 
@@ -150,10 +159,10 @@ class TeethPainter:
         outline = np.round((ring - low) * 2**SHIFT).astype(np.int32)
         cv2.fillPoly(mask, [outline], 255, cv2.LINE_8, SHIFT)
         cover = (mask.astype(np.float32) / 255 * strength)[..., None]
-        middle = (face[SEAM_UPPER, 0] + face[SEAM_LOWER, 0]) / 2
-        columns = np.arange(area.shape[1]) + low[0]
-        line = [np.interp(columns, middle, self._seam[:, c]) for c in range(3)]
-        area[:] = np.round(area * (1 - cover) + np.stack(line, 1)[None] * cover).astype(np.uint8)
+        moved = fit_affine(self._lips[1], face[LIPS, :2] - low)
+        size = (area.shape[1], area.shape[0])
+        lips = cv2.warpAffine(self._lips[0], moved, size, borderMode=cv2.BORDER_REPLICATE)
+        area[:] = np.round(area * (1 - cover) + lips * cover).astype(np.uint8)
 
     def _lay(
         self, inside: np.ndarray, layer: str, place: np.ndarray, pose: Pose, low: np.ndarray
@@ -263,14 +272,15 @@ def _brightest(colours: np.ndarray) -> np.ndarray:
     return colours[light >= np.quantile(light, 0.67)].mean(0)
 
 
-def _seam_colours(avatar: Avatar) -> np.ndarray:
-    """The photo along the line where the lips meet, ``(11, 3)``."""
-    line = (avatar.points[SEAM_UPPER, :2] + avatar.points[SEAM_LOWER, :2]) / 2
-    x, y = np.clip(np.round(line).astype(int), 0, avatar.size - 1).T
+def _photo_lips(avatar: Avatar) -> tuple[np.ndarray, np.ndarray]:
+    """The photo about its lips, uint8, and where the lip lines run in it, ``(40, 2)`` px."""
+    line = avatar.points[LIPS, :2].astype(np.float64)
+    low = np.maximum(np.floor(line.min(0)).astype(int) - 4, 0)
+    high = np.minimum(np.ceil(line.max(0)).astype(int) + 5, avatar.size)
     # lips a little apart show what is between them: the dark of it is the seam
     parted = float(lip_gap(avatar.rest.remove(avatar.points.astype(np.float64)))) > 0.01
     photo = cv2.erode(avatar.image, np.ones((5, 3), np.uint8)) if parted else avatar.image
-    return photo[y, x].astype(np.float32)
+    return np.ascontiguousarray(photo[low[1] : high[1], low[0] : high[0]]), line - low
 
 
 def _shade(cover: np.ndarray, unit: float, gap: float) -> np.ndarray:
