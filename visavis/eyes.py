@@ -13,6 +13,12 @@ from visavis.raster import opening_cover
 from visavis.types import CHANNEL
 
 SCALE = 2  # of the stored eye pictures against the frame
+# A light's reflection moves less than the iris: the cornea's centre of curvature lies 5.6 mm in front
+# of the eye's centre of rotation, the pupil 9.8 mm (Gullstrand's eye).
+GLINT_SHARE = 0.57
+GLINT_SIZE = 0.45  # of the iris' radius: brighter specks up to this size are reflections
+GLINT_WITHIN = (0.7, 0.3)  # iris radii: this far from its middle, and this far below at most
+GLINT_LEAST = 25.0  # grey levels above the iris around it
 
 
 class EyePainter:
@@ -58,12 +64,13 @@ class _Eye:
         if known.any():
             filled = diffuse(big.astype(np.float32), known)
             big = np.clip(filled, 0, 255).astype(np.uint8)
-        self._picture = big
         self._source = points
         iris = eye["iris"]
         self._iris = points[iris[0]]
         radius = np.linalg.norm(points[iris[1:]] - self._iris, axis=1).mean()
         self._radius = float(max(radius, 0.1 * width))
+        middle = (self._iris - low + 0.5) * SCALE - 0.5
+        self._picture, self._glint = _lift_glint(big, middle, self._radius * SCALE)
         self._unit = avatar.rest.scale
         self._open = float(np.linalg.norm(ring[4] - ring[12]))
 
@@ -82,7 +89,7 @@ class _Eye:
         shade = 0.35 * min(max(1 - opening, 0.0), 1.0)
         height = max(float(ring[:, 1].max() - ring[:, 1].min()), 1.0)
         _lay_eye(
-            frame, low, cover, self._picture, back, self._origin, self._iris, step, self._radius,
+            frame, low, cover, self._picture, self._glint, back, self._origin, self._iris, step, self._radius,
             float(ring[1:8, 1].mean()), height, shade,
         )  # fmt: skip
 
@@ -93,6 +100,7 @@ def _lay_eye(
     low: np.ndarray,
     cover: np.ndarray,
     picture: np.ndarray,
+    glint: np.ndarray,
     back: np.ndarray,
     origin: np.ndarray,
     iris: np.ndarray,
@@ -108,7 +116,8 @@ def _lay_eye(
         frame: ``(S, S, 3)`` uint8.
         low: x and y of the opening's box in the frame.
         cover: ``(h, w)`` float32 of that box.
-        picture: ``(h', w', 3)`` uint8, the eye at rest at ``SCALE``.
+        picture: ``(h', w', 3)`` uint8, the eye at rest at ``SCALE``, without reflections.
+        glint: ``(h', w', 3)`` uint8, the reflections, to be added.
         back: ``(2, 3)``, frame px to photo px.
         origin: x and y of the picture in the photo.
         iris: its middle in the photo.
@@ -133,13 +142,55 @@ def _lay_eye(
             away = np.hypot(sx - iris[0] - step[0], sy - iris[1] - step[1]) / radius
             hold = min(max((2.6 - away) / 1.4, 0.0), 1.0)
             hold = hold * hold * (3 - 2 * hold)
-            sx = min(max((sx - step[0] * hold - origin[0] + 0.5) * SCALE - 0.5, 0.0), right)
-            sy = min(max((sy - step[1] * hold - origin[1] + 0.5) * SCALE - 0.5, 0.0), bottom)
-            ix, iy = int(sx), int(sy)
-            fx, fy = sx - ix, sy - iy
+            px = (sx - step[0] * hold - origin[0] + 0.5) * SCALE - 0.5
+            py = (sy - step[1] * hold - origin[1] + 0.5) * SCALE - 0.5
+            gx = (sx - step[0] * GLINT_SHARE - origin[0] + 0.5) * SCALE - 0.5
+            gy = (sy - step[1] * GLINT_SHARE - origin[1] + 0.5) * SCALE - 0.5
+            px, py = min(max(px, 0.0), right), min(max(py, 0.0), bottom)
+            gx, gy = min(max(gx, 0.0), right), min(max(gy, 0.0), bottom)
             for c in range(3):
-                upper = picture[iy, ix, c] * (1 - fx) + picture[iy, ix + 1, c] * fx
-                lower = picture[iy + 1, ix, c] * (1 - fx) + picture[iy + 1, ix + 1, c] * fx
-                colour = (upper * (1 - fy) + lower * fy) * light
+                colour = _between(picture, px, py, c) + _between(glint, gx, gy, c)
+                colour = min(colour * light, 255.0)
                 under = frame[y, x, c]
                 frame[y, x, c] = np.uint8(under + (colour - under) * share + 0.5)
+
+
+@njit(inline="always")
+def _between(picture, x, y, c):
+    """Bilinear fetch of one colour."""
+    ix, iy = int(x), int(y)
+    fx, fy = x - ix, y - iy
+    upper = picture[iy, ix, c] * (1 - fx) + picture[iy, ix + 1, c] * fx
+    lower = picture[iy + 1, ix, c] * (1 - fx) + picture[iy + 1, ix + 1, c] * fx
+    return upper * (1 - fy) + lower * fy
+
+
+def _lift_glint(
+    eye: np.ndarray, middle: np.ndarray, radius: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Take the reflections off an iris: ``eye = bare + glint`` exactly.
+
+    Args:
+        eye: ``(h, w, 3)`` uint8.
+        middle: x and y of the iris.
+        radius: of the iris, px.
+
+    Returns:
+        bare and glint, both ``(h, w, 3)`` uint8.
+    """
+    side = 2 * max(1, round(GLINT_SIZE * radius)) + 1
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
+    grey = cv2.cvtColor(eye, cv2.COLOR_RGB2GRAY)
+    tophat = grey.astype(np.float32) - cv2.morphologyEx(grey, cv2.MORPH_OPEN, kernel)
+    y, x = np.indices(grey.shape)
+    x, y = (x - middle[0]) / radius, (y - middle[1]) / radius
+    within = (np.hypot(x, y) < GLINT_WITHIN[0]) & (y < GLINT_WITHIN[1])
+    speck = (tophat > GLINT_LEAST) & within
+    speck = cv2.dilate(speck.astype(np.uint8), np.ones((3, 3), np.uint8))
+    if not speck.any():
+        return eye, np.zeros_like(eye)
+    bare = cv2.inpaint(eye, speck, 3, cv2.INPAINT_TELEA).astype(np.int16)
+    glint = np.maximum(eye.astype(np.int16) - bare, 0) * (
+        speck[..., None] * (within > 0)[..., None]
+    )
+    return (eye - glint).astype(np.uint8), glint.astype(np.uint8)
