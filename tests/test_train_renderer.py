@@ -283,9 +283,20 @@ def test_pruning_keeps_all_or_the_strong_channels():
         net.decode[1].second.weight[:, :3] = 0
         small = pruned(net, (8, 7, 12, 14))
         torch.testing.assert_close(small(x), net(x), atol=1e-4, rtol=1e-4)
-    assert kept_share(net, small) < 0.9
+    assert 0.85 < kept_share(net, small) < 0.95
     with pytest.raises(ModelError, match="smaller"):
         pruned(net, (9, 10, 12, 14))
+
+
+def mouth_folder(recipe, folder) -> Path:
+    """A model folder of a small net, no two of whose weights are equal (the exporter joins those)."""
+    from visavis.train.renderer import write_mouth
+
+    net = small()
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.add_(torch.randn(weight.shape) * 0.01)
+    return write_mouth(net, recipe, 0, folder, "# card\n")
 
 
 def lessons(mouths):
@@ -299,10 +310,9 @@ def test_distilling_ends_in_nets_that_pass_the_gate_or_are_refused(mouths, tmp_p
     pytest.importorskip("onnxruntime")
     from visavis.mouth import MouthNet
     from visavis.train import distill
-    from visavis.train.renderer import write_mouth
 
     recipe = distill.DistillRecipe(run=tmp_path / "run", steps=3, batch=3, bf16=False, most_db=60.0)
-    start = write_mouth(small(), recipe, 0, tmp_path / "start", "# card\n")
+    start = mouth_folder(recipe, tmp_path / "start")
     recipe = recipe.model_copy(
         update={"student": str(start), "widths": (8, 6, 8), "teacher": "some", "save_every": 1}
     )
@@ -327,11 +337,10 @@ def test_a_teacher_is_followed(mouths, tmp_path):
     from dataclasses import replace
 
     from visavis.train import distill
-    from visavis.train.renderer import write_mouth
 
     taught = replace(lessons(mouths), taught=np.full_like(mouths.real, 30))
-    recipe = distill.DistillRecipe(run=tmp_path / "run", steps=12, batch=3, learning_rate=3e-3)
-    start = write_mouth(small(), recipe, 0, tmp_path / "start", "# card\n")
+    recipe = distill.DistillRecipe(run=tmp_path / "run", steps=25, batch=3, learning_rate=2e-2)
+    start = mouth_folder(recipe, tmp_path / "start")
     recipe = recipe.model_copy(update={"student": str(start), "teacher": "some"})
     recipe = recipe.model_copy(
         update={"loss": distill.DistillLossConfig(pixel=0, gradient=0, energy=0)}
@@ -345,4 +354,4 @@ def test_a_teacher_is_followed(mouths, tmp_path):
 
     before = far(distill.student_nets(recipe)[0])
     learner = distill.fit_distill(recipe, taught)
-    assert far(learner.net) < 0.9 * before
+    assert far(learner.net) < 0.8 * before
