@@ -327,11 +327,14 @@ def denoise(picture: np.ndarray, albedo: np.ndarray, masks: dict[str, np.ndarray
     light = np.dstack(
         [cv2.medianBlur(np.ascontiguousarray(c), 5) for c in np.moveaxis(light, 2, 0)]
     )
-    for reach, tone in ((9, 0.8), (9, 0.35)):
+    for reach, tone in ((13, 1.2), (11, 0.6)):
         light = cv2.bilateralFilter(light, reach, tone, reach / 3)
     smooth = (np.exp(light) - 0.02) * base
     coded = np.log(np.maximum(picture, 0) + 0.02).astype(np.float32)
-    sharp = np.exp(cv2.bilateralFilter(coded, 3, 0.25, 1.0)) - 0.02
+    coded = np.dstack(
+        [cv2.medianBlur(np.ascontiguousarray(c), 3) for c in np.moveaxis(coded, 2, 0)]
+    )
+    sharp = np.exp(cv2.bilateralFilter(coded, 5, 0.35, 1.0)) - 0.02
     inside = 1 - cv2.erode((masks["skin"] > 0.99).astype(np.uint8), np.ones((3, 3)))
     behind = sum(masks.values()) < 0.01
     wet = cv2.GaussianBlur((inside * ~behind).astype(np.float32), (0, 0), 0.7)[..., None]
