@@ -5,6 +5,9 @@ import numpy as np
 import pytest
 
 from visavis.eyes import GLINT_SHARE, SCALE, _lay_eye, _lift_glint
+from visavis.facemodel import EYES
+from visavis.render import Renderer
+from visavis.types import CHANNEL, N_CHANNELS
 
 RADIUS, MIDDLE = 12.0, (40.0, 30.0)  # of the iris, px of the photo
 
@@ -81,3 +84,28 @@ def test_the_reflection_moves_less_than_the_iris_which_stays_round(step):
     np.testing.assert_allclose(glint, np.array(step) * GLINT_SHARE, atol=0.7)
     y, x = np.nonzero(iris_after)
     assert np.ptp(x) / np.ptp(y) == pytest.approx(1, abs=0.06)
+
+
+@pytest.mark.parametrize("blink", [0.0, 0.3, 0.7, 0.9])
+@pytest.mark.parametrize("yaw", [-8.0, 0.0, 8.0])
+def test_no_hole_is_left_between_lids_and_eyeball(demo_renderer, blink, yaw):
+    """The mesh draws nothing between the lids: what the eye does not cover shows what was there."""
+    motion = np.zeros(N_CHANNELS, np.float32)
+    for name, value in {"head_yaw": yaw, "eye_blink_left": blink, "eye_blink_right": blink}.items():
+        motion[CHANNEL[name]] = value
+    frame = demo_renderer.step({}, motion[None, None])[1][0, 0].astype(int)
+    face, _ = demo_renderer.mesh.face(motion)
+    near = np.zeros(frame.shape[:2], np.uint8)
+    for side in EYES.values():
+        ring = np.concatenate([side["corners"], side["upper_1"], side["lower_1"]])
+        cv2.fillConvexPoly(near, cv2.convexHull(np.round(face[ring, :2]).astype(np.int32)), 1)
+    greener = frame[..., 1] - np.maximum(frame[..., 0], frame[..., 2])
+    assert (greener[near > 0] > 80).sum() <= 2
+
+
+@pytest.fixture(scope="module")
+def demo_renderer(demo_avatar):
+    """The demo avatar over a green photo instead of its own."""
+    renderer = Renderer(demo_avatar, "mesh", 512)
+    renderer._still[:] = (0, 255, 0)
+    return renderer

@@ -13,6 +13,7 @@ from visavis.raster import opening_cover
 from visavis.types import CHANNEL
 
 SCALE = 2  # of the stored eye pictures against the frame
+FINE = 4  # finer grid on which the opening between the lids is drawn
 # A light's reflection moves less than the iris: the cornea's centre of curvature lies 5.6 mm in front
 # of the eye's centre of rotation, the pupil 9.8 mm (Gullstrand's eye).
 GLINT_SHARE = 0.57
@@ -81,10 +82,10 @@ class _Eye:
         high = np.minimum(np.ceil(ring.max(0)).astype(int) + 3, size)
         if (high <= low).any():
             return
-        cover = opening_cover(ring - low, (int(high[1] - low[1]), int(high[0] - low[0])))
+        opening = float(np.linalg.norm(ring[4] - ring[12])) / max(self._open, 1e-3)
+        cover = _eye_cover(ring - low, (int(high[1] - low[1]), int(high[0] - low[0])), opening)
         back = fit_affine(face[self._anchor, :2], self._source[self._anchor])
         step = self._unit * EYEBALL_RADIUS * np.sin(np.radians(gaze))
-        opening = float(np.linalg.norm(ring[4] - ring[12])) / max(self._open, 1e-3)
         # the upper lid shades the eyeball, the more the lower it hangs
         shade = 0.35 * min(max(1 - opening, 0.0), 1.0)
         height = max(float(ring[:, 1].max() - ring[:, 1].min()), 1.0)
@@ -92,6 +93,31 @@ class _Eye:
             frame, low, cover, self._picture, self._glint, back, self._origin, self._iris, step, self._radius,
             float(ring[1:8, 1].mean()), height, shade,
         )  # fmt: skip
+
+
+def _eye_cover(ring: np.ndarray, shape: tuple[int, int], opening: float) -> np.ndarray:
+    """How much of each pixel is eyeball, ``(h, w)`` float32 in 0..1.
+
+    An open eye ends at its lids to a fraction of a pixel: a wider rim draws a line on the lower lid.
+    Lids that nearly meet are covered as `opening_cover` does, so that no unmoved photo shows.
+
+    Args:
+        ring: ``(16, 2)`` lid line, px.
+        shape: rows, columns.
+        opening: of the lids, against the photo's.
+    """
+    apart = float(np.clip((opening - 0.15) / 0.25, 0, 1))
+    wide = opening_cover(ring, shape) if apart < 1 else np.zeros(shape, np.float32)
+    if apart == 0:
+        return wide
+    fine = np.zeros((shape[0] * FINE, shape[1] * FINE), np.uint8)
+    line = [np.round(((ring + 0.5) * FINE - 0.5) * 16).astype(np.int32)]
+    cv2.fillPoly(fine, line, 255, cv2.LINE_8, 4)
+    cv2.polylines(fine, line, True, 0, 1, cv2.LINE_8, 4)
+    area = cv2.resize(fine, shape[::-1], interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    # a pixel whose middle lies inside holds nothing of the mesh: it is covered whole
+    exact = np.minimum(area * 2.6, 1)
+    return wide * (1 - apart) + exact * apart
 
 
 @njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
