@@ -20,6 +20,7 @@ from torch import nn
 from visavis.errors import ModelError
 from visavis.models.mouth import MouthUNet
 from visavis.mouth import MouthNet, mouth_inputs, mouth_masks
+from visavis.train.personal import Mouths
 from visavis.train.renderer_data import MARGIN, MouthData
 
 FLOAT_NODES = ("/head/Conv", "/refine/Conv")  # few weights, and what they say is the picture
@@ -190,31 +191,25 @@ def widened(model):
     return model
 
 
-def mouth_psnr(net: MouthNet, data: MouthData) -> float:
-    """Mean PSNR (dB) of repainted inner mouths of real crops, painted over themselves dimmed.
-
-    A figure for comparing precisions of one net; `benchmarks/mouth_stills.py` measures the task.
-    """
+def mouth_psnr(net: MouthNet, mouths: Mouths) -> float:
+    """Mean PSNR (dB) inside the lips, painted over what tier ``mesh`` has drawn there."""
     rows = []
-    for canvas, points in zip(data.images, data.points, strict=True):
-        real = canvas[MARGIN:-MARGIN, MARGIN:-MARGIN]
-        inner = mouth_masks(points)["inner"]
-        beneath = np.rint(real * (1 - 0.5 * inner[..., None])).astype(np.uint8)
-        rgb, alpha = net.paint(beneath[None], points[None])
-        shown = beneath + (rgb[0].astype(np.float32) - beneath) * alpha[0][..., None]
-        inside = inner > 0.5
+    for under, real, points in zip(mouths.under, mouths.real, mouths.points, strict=True):
+        rgb, alpha = net.paint(under[None], points[None])
+        shown = under + (rgb[0].astype(np.float32) - under) * alpha[0][..., None]
+        inside = mouth_masks(points)["inner"] > 0.5
         error = np.square(shown - real.astype(np.float32))[inside].mean()
         rows.append(10 * np.log10(255**2 / max(float(error), 1e-9)))
     return float(np.mean(rows))
 
 
-def gate(before: Path, after: Path, data: MouthData, most_db: float) -> dict[str, float]:
+def gate(before: Path, after: Path, mouths: Mouths, most_db: float) -> dict[str, float]:
     """Refuse a compressed net that has lost too much.
 
     Args:
         before: folder of the net it came from, run in float32.
         after: folder of the compressed one.
-        data: crops of people neither was trained on.
+        mouths: open ones of people neither was trained on.
         most_db: what may be lost.
 
     Returns:
@@ -223,7 +218,7 @@ def gate(before: Path, after: Path, data: MouthData, most_db: float) -> dict[str
     Raises:
         ModelError: more is lost.
     """
-    first, second = (mouth_psnr(MouthNet(f, "f32"), data) for f in (before, after))
+    first, second = (mouth_psnr(MouthNet(f, "f32"), mouths) for f in (before, after))
     report = {"before_db": first, "after_db": second, "lost_db": first - second}
     if first - second > most_db:
         raise ModelError(

@@ -22,12 +22,12 @@ from visavis.avatar import create_avatar
 from visavis.errors import ConfigError, InputError
 from visavis.facemesh import FaceMesh
 from visavis.models.mouth import MouthUNet
-from visavis.mouth import apply_transform, crop_transform, lip_gap, warp_crop
+from visavis.mouth import apply_transform, crop_transform, lip_gap, mouth_masks, warp_crop
 from visavis.render import MOUTH_DIR, Renderer
 from visavis.train import renderer_losses as losses
 from visavis.train.compress import calibration, gate, pruned, quantise
 from visavis.train.full_data import Scene, film_scene, films_of, runs_of, still_scene
-from visavis.train.personal import example, shipped_net
+from visavis.train.personal import Mouths, example, shipped_net
 from visavis.train.renderer import (
     Frozen,
     Learner,
@@ -299,7 +299,8 @@ def compress(recipe: DistillRecipe, learner: Learner, lessons: Lessons) -> dict:
     card = (start / "card.md").read_text(encoding="utf-8")
     card += f"\nDistilled and compressed from `{start.name}` ({recipe.steps} steps).\n"
     model = write_mouth(learner.average, recipe, learner.step, recipe.run / "model", card)
-    judged = lessons.crops(np.flatnonzero(~lessons.seen))
+    kept = ~lessons.seen & [bool((mouth_masks(p)["inner"] > 0.5).any()) for p in lessons.points]
+    judged = Mouths(lessons.under[kept], lessons.real[kept], lessons.points[kept])
     report = {"model": gate(start, model, judged, recipe.most_db)}
     if recipe.int8:
         feeds = calibration(lessons.crops(np.flatnonzero(lessons.seen)))
