@@ -157,6 +157,8 @@ def start_run(
     if len(motion):
         net.mean[:] = torch.from_numpy(motion.mean(0))
         net.scale[:] = torch.from_numpy(motion.std(0) + 1e-4)
+    if recipe.start:
+        net.load_state_dict(_weights_of(recipe.start))
     average = copy.deepcopy(net).requires_grad_(False)
     learning = [p for p in net.parameters() if p.requires_grad]
     decay = [p for p in learning if p.ndim > 1]
@@ -167,6 +169,13 @@ def start_run(
     ]
     optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
     return Run(net, average, optimiser, ranks=ranks)
+
+
+def _weights_of(path: str) -> dict[str, torch.Tensor]:
+    try:
+        return torch.load(path, weights_only=True)["average"]
+    except OSError as error:
+        raise ConfigError(f"start = {path}: cannot be read; give the run.pt of a run") from error
 
 
 def save_run(run: Run, path: Path) -> None:
@@ -209,6 +218,8 @@ def train_step(run: Run, batch: Batch, recipe: MotionRecipe) -> dict[str, float]
     if ranks.world > 1:  # the checkpoint holds one generator: each process has its own by number
         torch.manual_seed(hash((recipe.seed, run.step, ranks.rank)))
     whole = [torch.from_numpy(getattr(batch, f.name)) for f in fields(Batch)]
+    known = [f.name for f in fields(Batch)].index("known")
+    whole[known] = whole[known] * torch.tensor(recipe.lookahead_weight)[:, None]
     # A row's four look-aheads count as four rows.
     counts = loss_counts(*(column.flatten(0, 1) for column in whole[1:]))
     mine = [column[ranks.rows(len(column))] for column in whole]

@@ -40,6 +40,8 @@ class MotionRecipe(BaseModel):
     encoder_future: int = 4  # steps it hears after a chunk
     dropout: float = 0.1
     accumulate: int = 1  # parts a batch is worked off in; the result is that of the whole
+    start: str = ""  # a run (its run.pt) whose averaged weights to start from; empty: fresh ones
+    lookahead_weight: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)  # of the motion at 0, 40, 80, 160 ms
     seed: int = 0
     iterations: int = 3000
     batch: int = 16
