@@ -155,7 +155,11 @@ class Pipeline:
         return self.draw(state, rows, timer)
 
     def flush(self, state: State, timer: Timer = untimed) -> list[Frame]:
-        """The frames still owed when the sound has ended: ``round(duration * fps)`` in all."""
+        """The frames still owed when the sound has ended.
+
+        ``round(duration * fps)`` in all, or one more where rounding down would take back a frame
+        that a stream has shown already.
+        """
         return list(self.drain(*self.hear_rest(state, timer), timer))
 
     def drain(self, state: State, steps: np.ndarray, timer: Timer = untimed) -> Iterator[Frame]:

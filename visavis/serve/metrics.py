@@ -65,7 +65,7 @@ class Metrics:
         registry.register(_Process(self.children))
         for stage in ("features", "motion", "idle", "smoothing", "render", "encode"):
             self.stage.labels(stage)
-        for tier in ("mesh", "patch"):
+        for tier in ("mesh", "patch", "full"):
             self.frames.labels(tier)
         for where in ("late", "slow_client"):
             self.dropped.labels(where)
