@@ -27,7 +27,8 @@ from visavis.serve.library import Library
 from visavis.serve.media import run_media
 from visavis.serve.metrics import Metrics
 from visavis.serve.rtc import Peer
-from visavis.serve.signalling import accept, run_control
+from visavis.serve.signalling import Control, accept
+from visavis.serve.talk import NoPlace, run_talk
 from visavis.serve.workers import Hire, WorkerGone
 
 log = logging.getLogger("visavis.serve")
@@ -55,6 +56,45 @@ class Hall:
         if live is None or live.closed.is_set():
             raise HTTPException(404, "no such session; it may have ended")
         return live
+
+    async def place(self, avatar: str | None, seed: int, owner: str) -> LiveSession:
+        """Open a session for a client.
+
+        Raises:
+            NoPlace: not now, and why.
+            VisavisError: the avatar or the models cannot be used.
+        """
+        engine, most = self.engine, self.config.sessions_per_client
+        if self.draining:
+            raise self._refuse("draining", "the server is going down")
+        if engine.full:
+            raise self._refuse("full", f"all {engine.limit} places are taken; try again")
+        if sum(s.owner == owner for s in engine.sessions.values()) >= most:
+            raise self._refuse("client", f"{most} sessions per client at most")
+        avatar = avatar or self.library.shared()[0].id
+        self.library.get(avatar)
+        try:
+            live = await engine.open(avatar, seed, owner)
+        except WorkerGone as error:
+            raise self._refuse("worker", str(error)) from error
+        log.info("session opened", extra={"session": live.id, "avatar": avatar})
+        return live
+
+    def _refuse(self, reason: str, text: str) -> NoPlace:
+        self.metrics.refused.labels(reason).inc()
+        return NoPlace(reason, text)
+
+    def one_place_only(self) -> None:
+        """Refuse, with 409, what a later request could not find on another replica."""
+        if self.config.one_socket:
+            raise HTTPException(409, "this server has several replicas: use the WebSocket /talk")
+
+    def health(self) -> tuple[bool, dict[str, Any]]:
+        """Whether new sessions are welcome, and the facts."""
+        drawing = any(worker.ready for worker in self.engine.workers)
+        status = "draining" if self.draining else "ok" if drawing else "no drawing process"
+        facts = {"sessions": len(self.engine.sessions), "limit": self.engine.limit}
+        return status == "ok", {"status": status} | facts
 
     async def connect(self, live: LiveSession, sdp: str) -> str:
         """Answer an offer; a peer before it is hung up."""
@@ -234,6 +274,7 @@ def _info_routes(app: FastAPI, hall: Hall) -> None:
         return {
             "version": visavis.__version__,
             "needs_token": bool(config.token),
+            "one_socket": config.one_socket,
             "tts": bool(config.tts),
             "ice_servers": [s.model_dump(exclude_none=True) for s in config.ice_servers]
             if not config.token
@@ -245,13 +286,9 @@ def _info_routes(app: FastAPI, hall: Hall) -> None:
 
     @app.get("/healthz")
     async def health() -> JSONResponse:
-        """200 while new sessions are welcome, 503 while going down."""
-        facts = {
-            "status": "draining" if hall.draining else "ok",
-            "sessions": len(hall.engine.sessions),
-            "limit": hall.engine.limit,
-        }
-        return JSONResponse(facts, 503 if hall.draining else 200)
+        """200 while new sessions are welcome, 503 while going down or not able to draw."""
+        well, facts = hall.health()
+        return JSONResponse(facts, 200 if well else 503)
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
@@ -264,32 +301,20 @@ def _client(request: Request) -> str:
 
 
 def _place_routes(app: FastAPI, hall: Hall) -> None:
-    engine, config = hall.engine, hall.config
-
-    def refuse(reason: str, text: str) -> HTTPException:
-        hall.metrics.refused.labels(reason).inc()
-        return HTTPException(503, text, {"Retry-After": str(RETRY_S)})
+    config = hall.config
 
     @app.post("/sessions", status_code=201, responses={503: {"description": "Full; Retry-After"}})
     async def open_session(request: Request, new: NewSession | None = None) -> dict[str, Any]:
         """A place for one conversation. Its tickets open its WebSockets, once each."""
-        new, owner = new or NewSession(), _client(request)
-        if hall.draining:
-            raise refuse("draining", "the server is going down")
-        if engine.full:
-            raise refuse("full", f"all {engine.limit} places are taken; try again")
-        if sum(s.owner == owner for s in engine.sessions.values()) >= config.sessions_per_client:
-            raise refuse("client", f"{config.sessions_per_client} sessions per client at most")
-        avatar = new.avatar or hall.library.shared()[0].id
-        hall.library.get(avatar)
+        hall.one_place_only()
+        new = new or NewSession()
         try:
-            live = await engine.open(avatar, new.seed, owner)
-        except WorkerGone as error:
-            raise refuse("worker", str(error)) from error
-        log.info("session opened", extra={"session": live.id, "avatar": avatar})
+            live = await hall.place(new.avatar, new.seed, _client(request))
+        except NoPlace as error:
+            raise HTTPException(503, str(error), {"Retry-After": str(RETRY_S)}) from error
         tickets = {kind: hall.tickets.issue(f"{kind} {live.id}") for kind in ("control", "media")}
         ice = [s.model_dump(exclude_none=True) for s in config.ice_servers]
-        return {"id": live.id, "tickets": tickets, "ice_servers": ice, "avatar": avatar}
+        return {"id": live.id, "tickets": tickets, "ice_servers": ice, "avatar": live.avatar}
 
     @app.post("/sessions/{name}/tickets")
     async def more_tickets(name: str) -> dict[str, str]:
@@ -347,13 +372,17 @@ def _socket_routes(app: FastAPI, hall: Hall) -> None:
     async def control(socket: WebSocket, name: str) -> None:
         live = await accept(socket, hall, name, "control")
         if live is not None:
-            await run_control(socket, hall, live)
+            await Control(socket, hall, live).run()
 
     @app.websocket("/sessions/{name}/media")
     async def media(socket: WebSocket, name: str) -> None:
         live = await accept(socket, hall, name, "media")
         if live is not None:
             await run_media(socket, live, hall.config)
+
+    @app.websocket("/talk")
+    async def talk(socket: WebSocket) -> None:
+        await run_talk(socket, hall)
 
 
 def _avatar_routes(app: FastAPI, hall: Hall) -> None:
@@ -371,6 +400,7 @@ def _avatar_routes(app: FastAPI, hall: Hall) -> None:
         name: Annotated[str, Form(max_length=80)] = "",
     ) -> dict[str, object]:
         """An avatar from a photo; only who has its id can use it, and it lives in memory."""
+        hall.one_place_only()
         if not consent:
             raise HTTPException(422, "say that the person shown agreed: consent=true")
         data = await file.read()
@@ -403,6 +433,7 @@ def _job_routes(app: FastAPI, hall: Hall) -> None:
         format: Annotated[str, Form(max_length=8)] = "webm",
     ) -> dict[str, object]:
         """Queue a film."""
+        hall.one_place_only()
         if format not in FORMATS:
             raise HTTPException(422, f"format: expected {' or '.join(FORMATS)}")
         entry = hall.library.get(avatar) if avatar else hall.library.shared()[0]

@@ -35,6 +35,7 @@ class ServeConfig(Config):
         allowed_origins: web origins besides the server's own; behind a proxy, the public one.
         margin_ms: how long a picture and its sound wait to be shown, for even pacing.
         detach_s: a session without a transport is closed after this long.
+        one_socket: clients must do all over ``/talk``: another request may reach another replica.
     """
 
     host: str = "127.0.0.1"
@@ -63,6 +64,7 @@ class ServeConfig(Config):
     render_jobs: int = Field(8, ge=0)
     requests_per_minute: int = Field(240, ge=1)
     jpeg_quality: int = Field(80, ge=10, le=95)
+    one_socket: bool = False
     ssl_certfile: Path | None = None
     ssl_keyfile: Path | None = None
 

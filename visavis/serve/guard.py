@@ -38,6 +38,11 @@ DOCS_POLICY = (
 )
 
 
+def right_token(given: str, token: str) -> bool:
+    """Compared in constant time."""
+    return hmac.compare_digest(given.encode(errors="surrogatepass"), token.encode())
+
+
 class Tickets:
     """One-time passes for WebSockets, which cannot carry a token in a browser."""
 
@@ -135,8 +140,8 @@ class Guard:
             return None if self._rates.allow(client) else (429, "too many requests")
         if not self._config.token or path in OPEN or path.startswith("/static/"):
             return None
-        given = headers.get("authorization", "").removeprefix("Bearer ").encode()
-        if hmac.compare_digest(given, self._config.token.encode()):
+        given = headers.get("authorization", "").removeprefix("Bearer ")
+        if right_token(given, self._config.token):
             return None
         return 401, "a token is needed: Authorization: Bearer ..."
 

@@ -42,14 +42,12 @@ class SocketOutlet(Outlet):
 
 async def run_media(socket: WebSocket, live: LiveSession, config: ServeConfig) -> None:
     """Serve one accepted media socket to its end."""
-    worker = live.worker
-    outlet = SocketOutlet(worker.clock, config.margin_ms, worker.metrics, config.jpeg_quality)
-    live.attach(outlet)
+    outlet = attach_outlet(live, config)
     tasks = [
         asyncio.ensure_future(part)
         for part in (
-            _send(socket, outlet, "audio"),
-            _send(socket, outlet, "video"),
+            send_ready(socket, outlet, "audio"),
+            send_ready(socket, outlet, "video"),
             _receive(socket, live),
             live.closed.wait(),
         )
@@ -78,7 +76,16 @@ async def end(tasks: list[asyncio.Task]) -> None:
             task.exception()
 
 
-async def _send(socket: WebSocket, outlet: Outlet, kind: str) -> None:
+def attach_outlet(live: LiveSession, config: ServeConfig) -> SocketOutlet:
+    """An outlet that the session sends to from now on."""
+    worker = live.worker
+    outlet = SocketOutlet(worker.clock, config.margin_ms, worker.metrics, config.jpeg_quality)
+    live.attach(outlet)
+    return outlet
+
+
+async def send_ready(socket: WebSocket, outlet: Outlet, kind: str) -> None:
+    """Send what leaves the outlet, ``audio`` or ``video``, until it or the socket closes."""
     try:
         while (held := await outlet.next(kind)) is not None:
             await socket.send_bytes(held.ready)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -39,53 +40,89 @@ async def accept(socket: WebSocket, hall: Hall, name: str, kind: str) -> LiveSes
     return live
 
 
-async def run_control(socket: WebSocket, hall: Hall, live: LiveSession) -> None:
-    """Serve one accepted control socket; its end lets the session go."""
-    tasks = [
-        asyncio.ensure_future(_read(socket, hall, live)),
-        asyncio.ensure_future(_report(socket, live)),
-        asyncio.ensure_future(live.closed.wait()),
-    ]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if live.closed.is_set():
-            await socket.send_json({"type": "closed", "reason": live.error})
-            await socket.close(1000)
-    except (WebSocketDisconnect, RuntimeError):
-        pass  # the client went first
-    finally:
-        await end(tasks)
-        await hall.close(live, "the control socket closed")
+class Control:
+    """One accepted control socket; its end lets the session go.
 
+    Args:
+        socket: accepted.
+        hall: of the server.
+        live: the session it controls.
+    """
 
-async def _report(socket: WebSocket, live: LiveSession) -> None:
-    while True:
-        await asyncio.sleep(STATS_S)
-        outlet = live.outlet
-        facts = {"av_offset_ms": 0.0, "sent": 0}
-        if outlet is not None:
-            facts = {"av_offset_ms": round(outlet.offset_ms, 2), "sent": outlet.sent["video"]}
-        await socket.send_json({"type": "stats", "epoch": live.epoch} | facts | live.stats)
+    def __init__(self, socket: WebSocket, hall: Hall, live: LiveSession):
+        self.socket, self.hall, self.live = socket, hall, live
 
-
-async def _read(socket: WebSocket, hall: Hall, live: LiveSession) -> None:
-    while True:
-        text = await socket.receive_text()
+    async def run(self) -> None:
+        """Until the client goes or the session ends."""
+        live = self.live
+        tasks = [
+            asyncio.ensure_future(self._read()),
+            asyncio.ensure_future(self._report()),
+            asyncio.ensure_future(live.closed.wait()),
+        ]
         try:
-            message = json.loads(text)
-            if not isinstance(message, dict):
-                raise InputError("expected a JSON object")
-            answer = await _obey(hall, live, message)
-        except (ValueError, RecursionError, KeyError):
-            answer = {"type": "error", "reason": "expected a JSON object with a type"}
-        except LookupError:
-            return  # the session has ended
-        except InputError as error:
-            answer = {"type": "error", "reason": str(error)}
-        except (VisavisError, BufferError):
-            answer = {"type": "error", "reason": "the server cannot do this now"}
-        if answer:
-            await socket.send_json(answer)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if live.closed.is_set():
+                await self.socket.send_json({"type": "closed", "reason": live.error})
+                await self.socket.close(1000)
+        except (WebSocketDisconnect, RuntimeError):
+            pass  # the client went first
+        finally:
+            await end(tasks)
+            await self.hall.close(live, "the control socket closed")
+
+    async def _report(self) -> None:
+        live = self.live
+        while True:
+            await asyncio.sleep(STATS_S)
+            outlet = live.outlet
+            facts = {"av_offset_ms": 0.0, "sent": 0}
+            if outlet is not None:
+                facts = {"av_offset_ms": round(outlet.offset_ms, 2), "sent": outlet.sent["video"]}
+            stats = {"type": "stats", "epoch": live.epoch} | facts | live.stats
+            await self.socket.send_json(stats)
+
+    async def _read(self) -> None:
+        while True:
+            message = await self.socket.receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            try:
+                answer = await self._answer(message)
+            except (ValueError, RecursionError, KeyError):
+                answer = {"type": "error", "reason": "expected a JSON object with a type"}
+            except LookupError:
+                return  # the session has ended
+            except InputError as error:
+                answer = {"type": "error", "reason": str(error)}
+            except (VisavisError, BufferError):
+                answer = {"type": "error", "reason": "the server cannot do this now"}
+            if answer:
+                await self.socket.send_json(answer)
+
+    async def _answer(self, message: MutableMapping[str, Any]) -> dict[str, Any] | None:
+        if message.get("text") is None:
+            return await self.take(message.get("bytes") or b"")
+        told = json.loads(message["text"])
+        if not isinstance(told, dict):
+            raise InputError("expected a JSON object")
+        return await self.obey(told)
+
+    async def take(self, data: bytes) -> dict[str, Any] | None:
+        """A binary message; the answer, if there is one.
+
+        Raises:
+            InputError: it cannot be used.
+        """
+        raise InputError("expected a JSON object, not bytes")
+
+    async def obey(self, message: dict[str, Any]) -> dict[str, Any] | None:
+        """Do what ``message`` says; the answer, if there is one.
+
+        Raises:
+            InputError: it cannot be done, and why.
+        """
+        return await _obey(self.hall, self.live, message)
 
 
 async def _obey(hall: Hall, live: LiveSession, message: dict[str, Any]) -> dict[str, Any] | None:
