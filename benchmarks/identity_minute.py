@@ -39,9 +39,9 @@ def speech_motion(pipe: Pipeline, pcm: np.ndarray) -> np.ndarray:
 def sampled_frames(
     pipe: Pipeline, motion: np.ndarray, step_s: float
 ) -> Iterator[tuple[float, np.ndarray]]:
-    """One drawn frame in ``step_s`` seconds, with its time."""
-    renderer = pipe.renderer
-    for k in range(0, len(motion), max(1, round(step_s * MOTION_RATE))):
+    """One drawn frame in ``step_s`` seconds, with its time; the first is the photo, and left out."""
+    renderer, step = pipe.renderer, max(1, round(step_s * MOTION_RATE))
+    for k in range(step, len(motion), step):
         rows = motion[max(k - SETTLE + 1, 0) : k + 1]
         yield k / MOTION_RATE, renderer.step(renderer.init_state(), rows[None])[1][0, -1]
 
