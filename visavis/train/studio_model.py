@@ -19,7 +19,7 @@ from visavis.train.studio_person import Looks
 
 HEAD_UV = np.array([0.635, 0.14, 1.0, 0.825])  # of the skin maps: where the face is
 SKIN_PX = 640  # side of the face's texture
-GUMS_DM = 0.20  # how far from where the teeth meet the gums go on outside
+GUMS_DM = (0.16, 0.12)  # how far above and below the bite gums go on outside the arch
 
 
 class Model:
@@ -156,10 +156,15 @@ def pieces_of(assets: StudioAssets) -> list[tuple[str, Piece]]:
     skin = assets.skin
     wall = (skin.uv[:, 1] < 0.138) & (skin.uv[:, 0] > 0.70)
     inside = wall[skin.faces].all(1)
+    whole = (assets.refine @ assets.base)[skin.source]
+    middles, plane = _bite(assets)
+    roof = whole[:, 1] - plane[0] - plane[1] * whole[:, 2] > GUMS_DM[0]  # the palate is the gums'
+    hidden = roof | _beyond_arch(whole, middles, plane)
+    shown = inside & ~hidden[skin.faces].any(1)
     corner = skin.uv.astype(np.float64)
     corner = (corner - HEAD_UV[:2]) / (HEAD_UV[2:] - HEAD_UV[:2])
     outer = Piece(skin.faces, skin.source, np.clip(corner, 0, 1).astype(np.float32))
-    found = [("skin", _keep(outer, ~inside)), ("cavity", _keep(skin, inside))]
+    found = [("skin", _keep(outer, ~inside)), ("cavity", _keep(skin, shown))]
     _, enamel, gums = _teeth_layout(assets)
     for name, cls, keep in (
         ("teeth_base", "teeth", enamel), ("teeth_base", "gums", gums),
@@ -185,6 +190,18 @@ def _eyeballs(assets: StudioAssets) -> np.ndarray:
 
 
 @lru_cache(maxsize=2)
+def _bite(assets: StudioAssets) -> tuple[np.ndarray, np.ndarray]:
+    """Middles of the 32 teeth ``(32, 3)`` dm; height where they meet and its slope along z."""
+    part = assets.parts["teeth_base"]
+    at = part.place(assets.base)
+    label = components(len(at), part.faces)
+    names, sizes = np.unique(label, return_counts=True)
+    middles = np.array([at[label == n].mean(0) for n in names if n != names[sizes.argmax()]])
+    design = np.column_stack([np.ones(len(middles)), middles[:, 2]])
+    return middles, np.linalg.lstsq(design, middles[:, 1], rcond=None)[0]
+
+
+@lru_cache(maxsize=2)
 def _teeth_layout(assets: StudioAssets) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Per vertex the tooth (0 to 31, 99: gums; 100 more above); per triangle: enamel, gums shown."""
     part = assets.parts["teeth_base"]
@@ -192,9 +209,7 @@ def _teeth_layout(assets: StudioAssets) -> tuple[np.ndarray, np.ndarray, np.ndar
     label = components(len(at), part.faces)
     names, sizes = np.unique(label, return_counts=True)
     gums = names[sizes.argmax()]
-    middles = np.array([at[label == n].mean(0) for n in names if n != gums])
-    design = np.column_stack([np.ones(len(middles)), middles[:, 2]])
-    plane = np.linalg.lstsq(design, middles[:, 1], rcond=None)[0]
+    middles, plane = _bite(assets)
     upper = at[:, 1] > plane[0] + plane[1] * at[:, 2]
     which = np.full(len(at), 99)
     for k, name in enumerate(n for n in names if n != gums):
@@ -202,14 +217,25 @@ def _teeth_layout(assets: StudioAssets) -> tuple[np.ndarray, np.ndarray, np.ndar
         which[own] = k
         upper[own] = at[own].mean(0)[1] > plane[0] + plane[1] * at[own].mean(0)[2]
     enamel = label[part.faces[:, 0]] != gums
-    # what of the gums lies behind lips and cheeks would come out through a thin face
+    beyond = _beyond_arch(at, middles, plane)
+    hidden = beyond[part.faces].any(1)
+    return which + 100 * upper, enamel, ~enamel & ~hidden
+
+
+def _beyond_arch(at: np.ndarray, middles: np.ndarray, plane: np.ndarray) -> np.ndarray:
+    """Per vertex ``(V,)``: behind lips and cheeks, where it would come out through a thin face.
+
+    Args:
+        at: ``(V, 3)`` dm, of the base body.
+        middles: ``(32, 3)`` of the teeth.
+        plane: height where the teeth meet, and its slope along z.
+    """
     centre = middles[:, [0, 2]].mean(0)
     nearest = np.linalg.norm(at[:, None, [0, 2]] - middles[None][..., [0, 2]], axis=2).argmin(1)
     reach = np.linalg.norm(middles[:, [0, 2]] - centre, axis=1)[nearest]
     outer = np.linalg.norm(at[:, [0, 2]] - centre, axis=1) > 0.85 * reach
-    far = np.abs(at[:, 1] - plane[0] - plane[1] * at[:, 2]) > GUMS_DM
-    hidden = (outer & far)[part.faces].any(1)
-    return which + 100 * upper, enamel, ~enamel & ~hidden
+    height = at[:, 1] - plane[0] - plane[1] * at[:, 2]
+    return outer & ((height > GUMS_DM[0]) | (height < -GUMS_DM[1]))
 
 
 def _gaze_lids(gaze: tuple[float, float]) -> dict[str, float]:

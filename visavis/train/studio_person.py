@@ -88,7 +88,7 @@ def draw_looks(rng: np.random.Generator, names: list[str], skins: list[str]) -> 
         np.exp(rng.normal(-0.1, 0.12) + rng.normal(0, 0.05, 3)),
         _draw_teeth(rng),
         (rng.normal(1.0, 0.03), rng.normal(-0.045, 0.015), rng.normal(-0.025, 0.015)),
-        (rng.normal(0, 0.03), np.exp(rng.normal(0, 0.3)), bool(rng.random() < 0.45)),
+        (rng.normal(0, 0.03), np.exp(rng.normal(0, 0.3)), bool(rng.random() < 0.8 * descent[2])),
     )
 
 
