@@ -60,7 +60,7 @@ def test_versions_and_pins_agree():
     assert PROJECT["version"] == visavis.__version__
     extras = PROJECT["optional-dependencies"]
     wanted = {"train", "gpu", "serve", "scale", "livekit", "pipecat", "encoders", "eval", "test"}
-    wanted |= {"livekit-worker", "otel"}
+    wanted |= {"livekit-worker", "otel", "studio"}
     assert wanted == set(extras)
     constraints = (ROOT / "ci" / "constraints.txt").read_text(encoding="utf-8").split()
     assert "torch==2.13.0" in constraints
