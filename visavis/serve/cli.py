@@ -72,13 +72,20 @@ def serve(
     traces: Annotated[
         str, typer.Option(help="OTLP collector that spans are sent to: http://HOST:4318.")
     ] = "",
+    replicas: Annotated[
+        str, typer.Option(help="Under Ray Serve, so many, or MIN:MAX (needs 'visavis\\[scale]').")
+    ] = "",
 ) -> None:
     """Talk to a face in the browser (needs 'visavis\\[serve]')."""
     missing = [m for m in NEEDED if importlib.util.find_spec(m) is None]
     if missing:
         raise ConfigError(f"serve needs {', '.join(missing)}: pip install 'visavis[serve]'")
     from visavis.serve.config import ASSETS, ServeConfig
+    from visavis.serve.replicas import builder, replicas_of
+    from visavis.serve.replicas import run as run_replicas
 
+    count = replicas_of(replicas) if replicas else None
+    shared = count[1] if count and not os.environ.get("RAY_ADDRESS") else 1  # of this machine
     config = ServeConfig.of(
         host=host,
         port=port,
@@ -87,7 +94,7 @@ def serve(
         fps=rate_of(fps),
         size=size,
         tier=tier,
-        workers=workers or max(1, min(os.cpu_count() or 1, 8)),
+        workers=workers or max(1, min((os.cpu_count() or 1) // shared, 8)),
         max_sessions=max_sessions,
         tts=tts,
         ice_servers=tuple(_ice(text) for text in ice or []),
@@ -96,6 +103,9 @@ def serve(
         ssl_keyfile=key,
     )
     set_up(json_log, traces)
+    if count:
+        run_replicas(config, builder(json_log, traces), count)
+        return
     run(config, make_app(config, json_log, traces))
 
 

@@ -1,9 +1,13 @@
 // The page: one conversation with one face. WebRTC first; the media WebSocket where UDP is blocked.
-import { SocketMedia } from "/static/socket.js";
+import { SocketMedia, marked } from "/static/socket.js";
 import { Graph } from "/static/graph.js";
 
 const $ = (id) => document.getElementById(id);
 const WEBRTC_PATIENCE = 8000; // ms without a connection before the WebSocket is tried
+const FULL = 4503; // how /talk is closed where no place is free
+const TRIES = 4; // another replica may have one
+const PIECE = 3; // first byte of a binary message with a piece of a file
+const PIECE_BYTES = 64 * 1024;
 let token = sessionStorage.getItem("visavis-token") || "";
 let config = {};
 let face = "";
@@ -121,16 +125,13 @@ $("make").onsubmit = guarded(async (event) => {
 
 class Call {
   async open() {
-    this.session = await (await ask("/sessions", { method: "POST", json: { avatar: face } })).json();
-    const base = location.origin.replace(/^http/, "ws");
-    const { id, tickets } = this.session;
-    this.control = new WebSocket(`${base}/sessions/${id}/control`, ["visavis.v1", `ticket.${tickets.control}`]);
-    this.control.onmessage = (event) => this.heard(JSON.parse(event.data));
+    if (config.one_socket) await this.talk();
+    else await this.place();
+    this.control.onmessage = ({ data }) => {
+      if (typeof data === "string") this.heard(JSON.parse(data));
+      else this.media?.heard(data);
+    };
     this.control.onclose = () => this.close("The conversation ended");
-    await new Promise((yes, no) => {
-      this.control.onopen = yes;
-      this.control.onerror = () => no(new Error("the server cannot be reached"));
-    });
     try {
       if (new URLSearchParams(location.search).has("socket")) throw new Error("asked for");
       await this.webrtc();
@@ -140,6 +141,56 @@ class Call {
       await this.socket();
     }
     this.timer = setInterval(() => this.measure(), 500);
+  }
+
+  async place() {
+    this.session = await (await ask("/sessions", { method: "POST", json: { avatar: face } })).json();
+    const base = location.origin.replace(/^http/, "ws");
+    const { id, tickets } = this.session;
+    this.control = new WebSocket(`${base}/sessions/${id}/control`, ["visavis.v1", `ticket.${tickets.control}`]);
+    await new Promise((yes, no) => {
+      this.control.onopen = yes;
+      this.control.onerror = () => no(new Error("the server cannot be reached"));
+    });
+  }
+
+  // All on one socket: a request of its own might reach a replica that knows nothing of this talk.
+  async talk() {
+    const address = `${location.origin.replace(/^http/, "ws")}/talk`;
+    for (let left = TRIES; !this.session; left--) {
+      const socket = (this.control = new WebSocket(address, ["visavis.v1"]));
+      socket.binaryType = "arraybuffer";
+      socket.onopen = () => this.send({ type: "open", avatar: face, token });
+      const closed = await new Promise((resolve) => {
+        socket.onmessage = (event) => { this.session = JSON.parse(event.data); resolve(null); };
+        socket.onclose = resolve;
+      });
+      if (!closed) return;
+      if (closed.code !== FULL || left <= 1) throw new Error(closed.reason || "the server cannot be reached");
+      await new Promise((resolve) => { setTimeout(resolve, 200); });
+    }
+  }
+
+  async file(file) {
+    if (!config.one_socket) {
+      const body = new FormData();
+      body.append("file", file);
+      const path = `/sessions/${this.session.id}/audio`;
+      return (await (await ask(path, { method: "POST", body })).json()).seconds;
+    }
+    if (file.size > config.upload_mb * 2 ** 20) throw new Error(`at most ${config.upload_mb} MB are taken`);
+    this.send({ type: "file", bytes: file.size });
+    for (let at = 0; at < file.size; at += PIECE_BYTES) {
+      const piece = new Uint8Array(await file.slice(at, at + PIECE_BYTES).arrayBuffer());
+      while (this.control.bufferedAmount > 4 * PIECE_BYTES) { // words must not wait behind a file
+        await new Promise((resolve) => { setTimeout(resolve, 10); });
+        if (this.closed) throw new Error("the conversation ended");
+      }
+      this.control.send(marked(PIECE, piece));
+    }
+    const said = new Promise((yes, no) => { this.said = { yes, no }; });
+    this.send({ type: "file_end" });
+    try { return await said; } finally { this.said = null; }
   }
 
   async webrtc() {
@@ -177,9 +228,13 @@ class Call {
 
   async socket() {
     const { id } = this.session;
-    const tickets = await (await ask(`/sessions/${id}/tickets`, { method: "POST" })).json();
     this.media = new SocketMedia($("canvas"));
-    await this.media.open(id, tickets.media);
+    if (config.one_socket) {
+      this.media.share(this.control);
+    } else {
+      const tickets = await (await ask(`/sessions/${id}/tickets`, { method: "POST" })).json();
+      await this.media.open(id, tickets.media);
+    }
     this.show($("canvas"));
   }
 
@@ -196,7 +251,12 @@ class Call {
     if (message.type === "answer") this.answered?.(message.sdp);
     if (message.type === "stats") this.stats = message;
     if (message.type === "cleared") this.media?.interrupt(message.epoch);
-    if (message.type === "error") complain(new Error(message.reason));
+    if (message.type === "said") this.said?.yes(message.seconds);
+    if (message.type === "error") {
+      const error = new Error(message.reason);
+      if (this.said) this.said.no(error);
+      else complain(error);
+    }
     if (message.type === "closed") this.close(message.reason || "The conversation ended");
   }
 
@@ -295,6 +355,7 @@ class Call {
   close(why) {
     if (this.closed) return;
     this.closed = true;
+    this.said?.no(new Error("the conversation ended"));
     clearInterval(this.timer);
     this.control.close();
     this.pc?.close();
@@ -364,9 +425,7 @@ $("mute").onclick = () => {
 
 const play = guarded(async (file) => {
   if (!file || !call) return;
-  const body = new FormData();
-  body.append("file", file);
-  const { seconds } = await (await ask(`/sessions/${call.session.id}/audio`, { method: "POST", body })).json();
+  const seconds = await call.file(file);
   status(`Speaking ${file.name} (${Math.round(seconds)} s)`, "live");
 });
 $("sound").onchange = async (event) => {
@@ -396,6 +455,7 @@ addEventListener("pagehide", () => call?.close("Left"));
 async function begin() {
   config = await (await fetch("/config")).json();
   $("say-card").hidden = !config.tts;
+  $("make").parentElement.hidden = Boolean(config.one_socket); // a photo would be known to one replica only
   if (config.needs_token && !token) {
     $("token-dialog").showModal();
     await new Promise((resolve) => { $("token-dialog").onclose = resolve; });

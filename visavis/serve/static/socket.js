@@ -2,6 +2,14 @@
 const JPEG = 1, PCM = 2;
 const AHEAD = 0.12; // seconds of sound held against jitter
 
+// Bytes with the byte before them that says what they are.
+export function marked(kind, bytes) {
+  const out = new Uint8Array(1 + bytes.length);
+  out[0] = kind;
+  out.set(bytes, 1);
+  return out;
+}
+
 export class SocketMedia {
   constructor(canvas) {
     this.canvas = canvas;
@@ -13,19 +21,31 @@ export class SocketMedia {
   }
 
   open(id, ticket) {
-    this.context = new AudioContext();
-    this.gain = this.context.createGain();
-    this.gain.connect(this.context.destination);
+    this.prepare();
     const base = location.origin.replace(/^http/, "ws");
     this.socket = new WebSocket(`${base}/sessions/${id}/media`, ["visavis.v1", `ticket.${ticket}`]);
     this.socket.binaryType = "arraybuffer";
     this.socket.onmessage = (event) => this.heard(event.data);
-    this.draw = this.draw.bind(this);
-    requestAnimationFrame(this.draw);
     return new Promise((yes, no) => {
       this.socket.onopen = () => yes();
       this.socket.onerror = () => no(new Error("the media socket cannot be opened"));
     });
+  }
+
+  // On the socket of the whole talk, which hands its binary messages to `heard`.
+  share(socket) {
+    this.prepare();
+    this.socket = socket;
+    this.shared = true;
+    socket.send(JSON.stringify({ type: "media", rate: this.context.sampleRate }));
+  }
+
+  prepare() {
+    this.context = new AudioContext();
+    this.gain = this.context.createGain();
+    this.gain.connect(this.context.destination);
+    this.draw = this.draw.bind(this);
+    requestAnimationFrame(this.draw);
   }
 
   async heard(data) {
@@ -85,10 +105,13 @@ export class SocketMedia {
     this.worklet = null;
     if (!stream) return;
     await this.context.audioWorklet.addModule("/static/worklet.js");
-    this.socket.send(JSON.stringify({ rate: this.context.sampleRate, mode: mode === "speak" ? "mic" : mode }));
+    if (!this.shared) { // there the talk itself has said where the microphone goes
+      this.socket.send(JSON.stringify({ rate: this.context.sampleRate, mode: mode === "speak" ? "mic" : mode }));
+    }
     this.worklet = new AudioWorkletNode(this.context, "pcm");
     this.worklet.port.onmessage = (event) => {
-      if (this.socket.readyState === WebSocket.OPEN && this.socket.bufferedAmount < 1e6) this.socket.send(event.data);
+      if (this.socket.readyState !== WebSocket.OPEN || this.socket.bufferedAmount > 1e6) return;
+      this.socket.send(this.shared ? marked(PCM, new Uint8Array(event.data)) : event.data);
     };
     this.context.createMediaStreamSource(stream).connect(this.worklet);
   }
