@@ -33,8 +33,8 @@ from visavis.serve.app import build_app
 from visavis.serve.coders import HEADER, JPEG, PCM
 from visavis.serve.config import ASSETS, ServeConfig
 from visavis.serve.library import Library
-from visavis.serve.replicas import RAY_ENV, replicas_of
 from visavis.serve.replicas import app as ray_app
+from visavis.serve.replicas import replicas_of
 from visavis.serve.talk import PIECE, PIECE_BYTES
 from visavis.serve.workers import in_thread
 
@@ -123,6 +123,16 @@ def test_one_socket_is_a_place_and_its_end_gives_it_back(client):
         assert "dance" in answer_to(socket, {"type": "dance"})["reason"]
         assert answer_to(socket, {"type": "offer", "sdp": ""})["reason"]
     wait_until(lambda: sessions(client) == 0)
+
+
+def test_the_server_hangs_up_when_told_that_it_is_the_end(client):
+    with client.websocket_connect("/talk") as socket:
+        opened(socket)
+        assert answer_to(socket, {"type": "end"}, "closed")["reason"] == "ended by the client"
+        with pytest.raises(WebSocketDisconnect) as closed:
+            socket.receive_json()
+        assert closed.value.code == 1000
+    assert sessions(client) == 0
 
 
 def test_a_full_house_says_so(face):
@@ -288,6 +298,12 @@ def test_numbers_of_replicas():
         ray_app({"colour": "red"})
 
 
+def test_without_ray_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"visavis\[serve,scale\]"):
+        ray_app({"replicas": 2})
+
+
 def need_ray():
     for name in ("ray", "ray.serve"):
         if importlib.util.find_spec("ray") is None or importlib.util.find_spec(name) is None:
@@ -305,7 +321,8 @@ def test_the_manifest_is_understood(monkeypatch):
     cluster = manifest["spec"]["rayClusterConfig"]
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         (container,) = group["template"]["spec"]["containers"]
-        assert RAY_ENV.items() <= {e["name"]: e.get("value") for e in container["env"]}.items()
+        environment = {e["name"]: e.get("value") for e in container["env"]}
+        assert environment["RAY_worker_niceness"] == "0", "pictures come too late at 15"
     application = ServeDeploySchema.model_validate(told).applications[0]
     assert application.import_path == "visavis.serve.replicas:app"
     monkeypatch.delenv("VISAVIS_TOKEN", raising=False)
@@ -344,7 +361,9 @@ class RayServer:
         threading.Thread(target=self._process.stdout.read, daemon=True).start()
 
     def connect(self):
-        return connect(self.address.replace("http", "ws") + "/talk", open_timeout=60)
+        return connect(
+            self.address.replace("http", "ws") + "/talk", open_timeout=60, ping_interval=None
+        )
 
     def stop(self):
         """By SIGTERM; its exit status."""
@@ -416,13 +435,27 @@ def test_the_page_talks_to_a_replica(ray_server, tmp_path):
         chromium.close()
 
 
+def four_conversations(server):
+    """Sockets that fill both replicas, once the conversations before are really over."""
+    end = time.monotonic() + 60
+    while True:
+        with ExitStack() as stack:
+            taken = [stack.enter_context(server.connect()) for _ in range(4)]
+            try:
+                names = {say(socket, type="open")["id"] for socket in taken}
+                assert len(names) == 4
+                return stack.pop_all(), taken
+            except ConnectionClosed as full:
+                assert full.rcvd.code == 4503
+                assert time.monotonic() < end, "a place is never given back"
+        time.sleep(1)
+
+
 @pytest.mark.slow
 def test_conversations_keep_their_replica_and_die_with_no_other(ray_server):
-    with ExitStack() as stack:
-        taken = [stack.enter_context(ray_server.connect()) for _ in range(4)]
-        names = [say(socket, type="open")["id"] for socket in taken]
+    stack, taken = four_conversations(ray_server)
+    with stack:
         homes = [home(socket) for socket in taken]
-        assert len(set(names)) == 4
         assert sorted(homes.count(pid) for pid in set(homes)) == [2, 2], "spread evenly"
         for _ in range(5):
             assert all(goes_on(socket) for socket in taken), "a socket stays where its session is"

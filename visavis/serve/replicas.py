@@ -30,13 +30,7 @@ SPARE = 32  # requests besides conversations: the page, its pictures, a socket t
 ANY = 1000  # conversations at most where the replica measures its own limit
 HEALTH_S = 10.0
 OUTLIVE_S = 3600.0  # for the last conversation of a replica that is no longer needed
-RAY_ENV = {
-    "RAY_worker_niceness": "0",  # 15 by default: pictures would come too late
-    # Conversations are few and long. By default the replica used last would get the next one too:
-    "RAY_SERVE_QUEUE_LENGTH_CACHE_TIMEOUT_S": "0",
-    "RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "1",
-}
-"""What Ray's processes should find in their environment on every machine."""
+ROUTER = "visavis.serve.router.LeastBusy"
 STORE_BYTES = 100_000_000  # of a Ray started here; messages are small
 SHARE = 0.75  # of a replica's places taken when another is started
 
@@ -112,6 +106,7 @@ def deployment(config: ServeConfig, build: BuildApp, replicas: tuple[int, int]) 
         health_check_period_s=HEALTH_S,
         graceful_shutdown_timeout_s=OUTLIVE_S if high > low else config.drain_s,
         graceful_shutdown_wait_loop_s=0.5,
+        request_router_config={"request_router_class": ROUTER},
         ray_actor_options={"num_cpus": config.workers},
         **scale,
     ).bind()
@@ -132,7 +127,7 @@ def app(args: dict[str, Any]) -> Application:
     given = {"avatars": (ASSETS / "demo.avatar",), "token": os.environ.get("VISAVIS_TOKEN", "")}
     given |= args
     count = replicas_of(str(given.pop("replicas", 1)))
-    build = builder(bool(given.pop("json_log", False)), str(given.pop("traces", "")))
+    build = builder(str(given.pop("json_log", "")).lower() == "true", str(given.pop("traces", "")))
     return deployment(ServeConfig.of(**given), build, count)
 
 
@@ -162,33 +157,43 @@ def run(config: ServeConfig, build: BuildApp, replicas: tuple[int, int]) -> None
     import ray
     from ray import serve
 
-    for name, value in {"RAY_USAGE_STATS_ENABLED": "0", **RAY_ENV}.items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: pictures would come too late
+    cluster = bool(os.environ.get("RAY_ADDRESS"))
     here = {"include_dashboard": False, "object_store_memory": STORE_BYTES}
-    ray.init(**({} if os.environ.get("RAY_ADDRESS") else here), logging_level="WARNING")
-    stop = threading.Event()
+    ray.init(**({} if cluster else here), logging_level="WARNING")
     try:
-        http = {"host": config.host, "port": config.port, "location": "EveryNode"}
-        if config.ssl_certfile:
-            http |= {
-                "ssl_certfile": str(config.ssl_certfile),
-                "ssl_keyfile": str(config.ssl_keyfile),
-            }
-        serve.start(http_options=http)
+        serve.start(http_options=_http(config))
         try:
             serve.run(target, name=NAME)
         except RuntimeError as error:
+            serve.delete(NAME, _blocking=False)
             raise ConfigError(f"the replicas did not start: {str(error)[:300]}") from error
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stop.set())
         scheme = "https" if config.ssl_certfile else "http"
         print(f"visavis is at {scheme}://{config.host}:{config.port}", flush=True)
-        stop.wait()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.default_int_handler)
+        _wait_for_signal()
         serve.delete(NAME)
+        if not cluster:  # there it may serve others
+            serve.shutdown()
     except KeyboardInterrupt:
         log.info("stopped at once")
     finally:
-        serve.shutdown()
         ray.shutdown()
+
+
+def _http(config: ServeConfig) -> dict[str, Any]:
+    options = {"host": config.host, "port": config.port, "location": "EveryNode"}
+    if config.ssl_certfile:
+        files = {"ssl_certfile": config.ssl_certfile, "ssl_keyfile": config.ssl_keyfile}
+        options |= {name: str(file) for name, file in files.items()}
+    return options
+
+
+def _wait_for_signal() -> None:
+    """Until SIGTERM or Ctrl-C; another one raises KeyboardInterrupt."""
+    told = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: told.set())
+    told.wait()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)

@@ -1,7 +1,7 @@
 """The control WebSocket: open for the life of a session. JSON texts both ways.
 
 In: ``offer`` (sdp), ``candidate`` (candidate), ``say`` (text), ``clear``, ``end_of_speech``,
-``mic`` (mode), ``avatar`` (id), ``ping``. Out: ``answer``, ``stats`` every half second, ``said``,
+``mic`` (mode), ``avatar`` (id), ``ping``, ``end``. Out: ``answer``, ``stats`` every half second, ``said``,
 ``cleared``, ``avatar``, ``error`` (reason), ``closed`` (reason).
 """
 
@@ -159,6 +159,9 @@ async def _obey(hall: Hall, live: LiveSession, message: dict[str, Any]) -> dict[
         return {"type": "avatar", "id": entry.id}
     if kind == "ping":
         return {"type": "pong"}
+    if kind == "end":
+        await hall.close(live, "ended by the client")
+        return None
     raise InputError(f"type {str(kind)[:30]!r} is unknown")
 
 

@@ -357,7 +357,13 @@ class Call {
     this.closed = true;
     this.said?.no(new Error("the conversation ended"));
     clearInterval(this.timer);
-    this.control.close();
+    if (config.one_socket) {
+      // the server hangs up: Ray's proxy loses count of sockets that go while something is sent to them
+      this.send({ type: "end" });
+      setTimeout(() => this.control.close(), 2000);
+    } else {
+      this.control.close();
+    }
     this.pc?.close();
     this.media?.close();
     this.mic?.getTracks().forEach((track) => track.stop());

@@ -49,6 +49,7 @@ export class SocketMedia {
   }
 
   async heard(data) {
+    if (this.closed) return;
     const head = new DataView(data, 0, 16);
     const [kind, epoch, rate, pts] = [head.getUint8(0), head.getUint16(2, true), head.getUint32(4, true), Number(head.getBigUint64(8, true))];
     if (kind === PCM) this.play(new Int16Array(data, 16), rate, pts, epoch);
@@ -130,7 +131,7 @@ export class SocketMedia {
 
   close() {
     this.closed = true;
-    this.socket.close();
+    if (!this.shared) this.socket.close();
     this.interrupt();
     this.context.close();
   }
