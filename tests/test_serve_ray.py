@@ -223,15 +223,14 @@ def test_a_sound_file_comes_in_pieces_and_is_heard(client, tmp_path):
         socket.send_json({"type": "media", "rate": 16_000})
         hand_over(socket, wav, piece=3000)
         assert answer_to(socket, None, "said")["seconds"] == pytest.approx(0.5)
-        sound, frames = [], 0
-        while len(sound) < 70:
-            data = socket.receive().get("bytes")
-            if data:
-                frames += data[0] == JPEG
-                if data[0] == PCM:
-                    sound.append(np.frombuffer(data[HEADER.size :], "<i2"))
-        assert np.abs(np.concatenate(sound)).max() > 3000
-        assert frames > 10
+        loudest, frames, blocks = 0, 0, 0
+        while loudest < 3000 or frames < 5:
+            data = socket.receive().get("bytes") or b"\0"
+            frames += data[0] == JPEG
+            if data[0] == PCM:
+                blocks += 1
+                loudest = max(loudest, np.abs(np.frombuffer(data[HEADER.size :], "<i2")).max())
+            assert blocks < 1000, "the file was never heard"
     wait_until(lambda: sessions(client) == 0)
 
 
@@ -310,35 +309,51 @@ def need_ray():
             pytest.skip("the scale extra (Ray Serve) is not installed")
 
 
-def test_the_manifest_is_understood(monkeypatch):
-    """By Ray's own schema and by ours; the pods' part is not tested."""
-    need_ray()
-    yaml = pytest.importorskip("yaml")
-    from ray.serve.schema import ServeDeploySchema
+MANIFEST = """
+import sys, yaml
+from ray.serve.schema import ServeDeploySchema
+from visavis.errors import ConfigError
+from visavis.serve.replicas import app
 
-    manifest = yaml.safe_load((HERE.parent / "deploy" / "rayservice.yaml").read_text())
-    told = yaml.safe_load(manifest["spec"]["serveConfigV2"])
-    cluster = manifest["spec"]["rayClusterConfig"]
-    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-        (container,) = group["template"]["spec"]["containers"]
-        environment = {e["name"]: e.get("value") for e in container["env"]}
-        assert environment["RAY_worker_niceness"] == "0", "pictures come too late at 15"
-    application = ServeDeploySchema.model_validate(told).applications[0]
-    assert application.import_path == "visavis.serve.replicas:app"
-    monkeypatch.delenv("VISAVIS_TOKEN", raising=False)
-    with pytest.raises(ConfigError, match="token"):
-        ray_app(application.args)
-    monkeypatch.setenv("VISAVIS_TOKEN", TOKEN)
-    deployment = ray_app(application.args)._bound_deployment
-    scaling = deployment._deployment_config.autoscaling_config
-    assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (
-        1,
-        8,
-        1,
-    )
-    assert deployment.max_ongoing_requests > application.args["max_sessions"], "room to refuse"
-    with pytest.raises(ConfigError, match="max_sessions"):
-        ray_app(application.args | {"max_sessions": 0})
+manifest = yaml.safe_load(open(sys.argv[1]))
+told = yaml.safe_load(manifest["spec"]["serveConfigV2"])
+application = ServeDeploySchema.model_validate(told).applications[0]
+assert application.import_path == "visavis.serve.replicas:app"
+deployment = app(application.args)._bound_deployment
+scaling = deployment._deployment_config.autoscaling_config
+assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (1, 8, 1)
+assert deployment.max_ongoing_requests > application.args["max_sessions"], "room to refuse"
+try:
+    app(application.args | {"max_sessions": 0})
+except ConfigError as error:
+    print(error)
+cluster = manifest["spec"]["rayClusterConfig"]
+for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+    (container,) = group["template"]["spec"]["containers"]
+    environment = {e["name"]: e.get("value") for e in container["env"]}
+    assert environment["RAY_worker_niceness"] == "0", "pictures come too late at 15"
+"""
+
+
+@pytest.mark.slow
+def test_the_manifest_is_understood():
+    """By Ray's own schema and by ours, in a process of its own: importing Ray Serve warns."""
+    need_ray()
+    manifest = HERE.parent / "deploy" / "rayservice.yaml"
+    done = [
+        subprocess.run(
+            [sys.executable, "-c", MANIFEST, manifest],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"VISAVIS_TOKEN": token},
+            timeout=300,
+            check=False,
+        )
+        for token in (TOKEN, "")
+    ]
+    assert "max_sessions" in done[0].stdout, done[0].stderr[-2000:]
+    assert done[0].returncode == 0
+    assert "set a token" in done[1].stderr, "others can reach it"
 
 
 class RayServer:
