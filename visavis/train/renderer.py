@@ -92,6 +92,7 @@ class RendererRecipe(Frozen):
     net: NetConfig = NetConfig()
     loss: LossConfig = LossConfig()
     mix: dict[str, float] = {"sfhq": 1.0}
+    torn: float = 0.4  # see `Sampling`
     studio: Path = Path("runs/studio")
 
 
@@ -285,7 +286,7 @@ def fit(
     """Train the mouth net; returns the step it stopped at."""
     learner = begin(recipe)
     keep = np.array([not held_out(str(p)) for p in data.people])
-    sampler = MouthSampler(data.subset(np.flatnonzero(keep)), Sampling(dict(recipe.mix)))
+    sampler = MouthSampler(data.subset(np.flatnonzero(keep)), Sampling(dict(recipe.mix), torn=recipe.torn))
     seen = losses.Perceptual(recipe.models) if recipe.loss.perceptual else None
     end = min(recipe.steps, stop or recipe.steps)
     source = _batches(recipe, sampler, learner.step, end)
