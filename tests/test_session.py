@@ -14,7 +14,7 @@ from live_doubles import DoublePipeline, MotionRenderer, row_of
 
 from visavis.clock import ManualClock
 from visavis.errors import AudioError, ConfigError, InputError
-from visavis.session import SAMPLE_NS, AudioBlock, Session, SessionConfig, VideoFrame
+from visavis.session import SAMPLE_NS, AudioBlock, Session, SessionConfig, Tiers, VideoFrame
 from visavis.types import CHANNEL, SPEECH_CHANNELS
 
 HOP_NS = 20_000_000
@@ -322,6 +322,16 @@ def test_overload_lowers_the_tier_then_comes_back():
         out += session.advance()
     assert session.stats()["tier"] == "patch"
     assert session.stats()["dropped"] == before["dropped"]
+
+
+def test_a_tier_that_fails_does_not_hold_back_the_one_below_it():
+    tiers, frame = Tiers(3, SessionConfig()), 33_000_000
+    spent = [0, 0, 0]
+    for i in range(30 * 300):
+        tiers.note(tiers.level == 0 or i < 40, i * frame)  # the best is too slow, the next is not
+        spent[tiers.level] += 1
+    assert spent[1] > 0.9 * sum(spent), spent
+    assert spent[0] < 0.02 * sum(spent), spent
 
 
 def test_work_too_slow_for_every_tier_drops_frames_not_sound():

@@ -46,7 +46,7 @@ class SessionConfig(BaseModel):
         catch_up_ms: a stall longer than this is not caught up: the conversation pauses.
         step_down_late: of the last ten frames, this many late ones lower the tier.
         step_up_s: seconds without two late frames of ten before the tier is raised; doubles, up to a
-            minute, when it fails.
+            minute, for a tier that failed when it was tried.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -108,8 +108,8 @@ class Tiers:
         self.changes = 0
         self._recent: deque[bool] = deque(maxlen=10)
         self._good_since: int | None = None
-        self._wait = config.step_up_s
-        self._raised_at: int | None = None
+        self._waits = [config.step_up_s] * count  # good seconds before each level is tried
+        self._raised: tuple[int, int] = (-1, 0)  # the level tried last, and when
 
     def note(self, late: bool, now_ns: int) -> None:
         """One frame was drawn, in time or late."""
@@ -117,11 +117,13 @@ class Tiers:
         if sum(self._recent) > 1 or self._good_since is None:  # one late frame is no overload
             self._good_since = now_ns
         if sum(self._recent) >= self._config.step_down_late and self.level + 1 < self._count:
-            failed = self._raised_at is not None and now_ns - self._raised_at < self._wait * 1e9
-            self._wait = min(self._wait * 2, 60.0) if failed else self._config.step_up_s
+            tried, since = self._raised
+            wait = self._waits[self.level]
+            failed = tried == self.level and now_ns - since < wait * 1e9
+            self._waits[self.level] = min(wait * 2, 60.0) if failed else self._config.step_up_s
             self._move(self.level + 1, now_ns)
-        elif self.level and now_ns - self._good_since > self._wait * 1e9:
-            self._raised_at = now_ns
+        elif self.level and now_ns - self._good_since > self._waits[self.level - 1] * 1e9:
+            self._raised = (self.level - 1, now_ns)
             self._move(self.level - 1, now_ns)
 
     def _move(self, level: int, now_ns: int) -> None:

@@ -54,7 +54,7 @@ def serve(
     max_sessions: Annotated[int, typer.Option(help="0: measured at the start.")] = 0,
     size: Annotated[int, typer.Option(help="Side of the frame in pixels.")] = 512,
     fps: Annotated[str, typer.Option(help="Frames per second.")] = "30",
-    tier: Annotated[str, typer.Option(help="Renderer: mesh or patch.")] = "patch",
+    tier: Annotated[str, typer.Option(help="Renderer: mesh, patch or full.")] = "patch",
     workers: Annotated[int, typer.Option(help="Processes that draw; 0: one per core.")] = 0,
     token: Annotated[
         str, typer.Option(envvar="VISAVIS_TOKEN", help="Needed unless the host is loopback.")
