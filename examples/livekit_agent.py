@@ -37,10 +37,10 @@ from livekit.agents.types import ATTRIBUTE_PUBLISH_ON_BEHALF
 from livekit.agents.voice.avatar import AvatarRunner, DataStreamAudioOutput, QueueAudioOutput
 
 import visavis
+from visavis.serve.coders import to_s16
 from visavis.serve.config import ASSETS
 from visavis.serve.face import Face
 from visavis.serve.livekit import VisavisGenerator, options_of
-from visavis.serve.coders import to_s16
 from visavis.serve.speech import speak_text
 
 FACE = "visavis-face"  # identity of a remote face

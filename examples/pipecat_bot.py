@@ -32,9 +32,9 @@ from pipecat.transports.base_transport import BaseTransport, TransportParams
 from pipecat.workers.runner import WorkerRunner
 
 import visavis
+from visavis.serve.coders import to_s16
 from visavis.serve.config import ASSETS
 from visavis.serve.face import Face
-from visavis.serve.coders import to_s16
 from visavis.serve.pipecat import VisavisProcessor
 from visavis.serve.speech import speak_text
 
