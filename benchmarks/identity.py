@@ -9,12 +9,11 @@ Bars (issue 2): mean >= 0.80, minimum >= 0.65 over 20 portraits x 10 s
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 from pathlib import Path
 
 import numpy as np
+from portrait_options import portrait_options
 
 from visavis.audio import read_audio
 from visavis.avatar import create_avatar
@@ -40,16 +39,9 @@ def cosines(photo: Path, sound: Path, seconds: float, config, mesh, embed) -> li
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--models", type=Path, default=os.environ.get("VISAVIS_MODELS"))
-    parser.add_argument("--tier", default="patch")
-    parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--portraits", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=10.0)
+    parser = portrait_options(__doc__, portraits=20, seconds=10.0)
     args = parser.parse_args()
-    models = Path(args.models or "../shared/models")
-    mesh, embed = FaceMesh.open(models), FaceEmbedder(models / MODEL_NAME)
+    mesh, embed = FaceMesh.open(args.models), FaceEmbedder(args.models / MODEL_NAME)
     photos = sorted((args.data / "sfhq").glob("*.jpg"))
     photos = photos[:: max(1, len(photos) // args.portraits)]
     sounds = sorted((args.data / "librispeech").glob("*.opus"))

@@ -10,13 +10,11 @@ standard errors over the portraits).
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
+from portrait_options import portrait_options
 
 from visavis.audio import read_audio
 from visavis.avatar import create_avatar
@@ -47,17 +45,10 @@ def sampled_frames(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--models", type=Path, default=os.environ.get("VISAVIS_MODELS"))
-    parser.add_argument("--tier", default="patch")
-    parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--portraits", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser = portrait_options(__doc__, portraits=20, seconds=60.0)
     parser.add_argument("--step", type=float, default=1.5)
     given = parser.parse_args()
-    models = Path(given.models or "../shared/models")
-    mesh, embed = FaceMesh.open(models), FaceEmbedder(models / MODEL_NAME)
+    mesh, embed = FaceMesh.open(given.models), FaceEmbedder(given.models / MODEL_NAME)
     photos = sorted((given.data / "sfhq").glob("*.jpg"))
     photos = photos[3 :: max(1, len(photos) // (given.portraits + 1))]
     sounds = sorted((given.data / "librispeech").glob("*.opus"))

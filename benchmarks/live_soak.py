@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from fractions import Fraction
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+from live_process import rss
 
 from visavis.clock import ManualClock
 from visavis.session import AudioBlock, Session, SessionConfig
@@ -62,11 +63,6 @@ class Mute:
         return state | after, rows
 
 
-def rss() -> int:
-    """Resident memory, bytes."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-
 def main() -> int:
     """Run; exit 1 when a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -97,7 +93,7 @@ def main() -> int:
                     lead = Fraction(frames, 30) - Fraction(blocks * MOTION_HOP, 16_000)
                     worst = max(worst, abs(lead))
         if hop % max(1, hops // 20) == hops // 40:
-            memory.append(rss())
+            memory.append(rss(os.getpid()))
     grown = memory[-1] / memory[2] - 1
     facts = {
         "bench": "live_soak",

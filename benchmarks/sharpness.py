@@ -12,13 +12,11 @@ nearly as in the photo stands beside it.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 from identity_minute import sampled_frames, speech_motion
+from portrait_options import portrait_options
 
 from visavis.audio import read_audio
 from visavis.avatar import create_avatar
@@ -44,15 +42,9 @@ def boxes(points: np.ndarray, shape: tuple[int, ...]) -> dict[str, tuple[int, in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--models", type=Path, default=os.environ.get("VISAVIS_MODELS"))
-    parser.add_argument("--tier", default="patch")
-    parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--portraits", type=int, default=12)
-    parser.add_argument("--seconds", type=float, default=12.0)
+    parser = portrait_options(__doc__, portraits=12, seconds=12.0)
     given = parser.parse_args()
-    mesh = FaceMesh.open(given.models or "../shared/models")
+    mesh = FaceMesh.open(given.models)
     photos = [p for p in sorted((given.data / "sfhq").glob("*.jpg")) if held_out(f"sfhq/{p.name}")]
     photos = photos[:: max(1, len(photos) // (given.portraits + 1))]
     sounds = sorted((given.data / "librispeech").glob("*.opus"))[::-1]

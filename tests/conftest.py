@@ -176,3 +176,13 @@ def demo_avatar(demo_avatar_path):
     from visavis.avatar import load_avatar
 
     return load_avatar(demo_avatar_path)
+
+
+def motion_row(**channels: float) -> np.ndarray:
+    """``(D,)`` motion at rest but for the channels given."""
+    from visavis.types import CHANNEL, N_CHANNELS
+
+    motion = np.zeros(N_CHANNELS, np.float32)
+    for name, value in channels.items():
+        motion[CHANNEL[name]] = value
+    return motion

@@ -5,6 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from conftest import motion_row as row
 
 from visavis import head
 from visavis.avatar import load_avatar
@@ -14,13 +15,6 @@ from visavis.headmesh import HeadMesh
 from visavis.pipeline import Pipeline, PipelineConfig
 from visavis.render import Renderer, find_head_dir
 from visavis.types import CHANNEL, N_CHANNELS
-
-
-def row(**channels: float) -> np.ndarray:
-    out = np.zeros(N_CHANNELS, np.float32)
-    for name, value in channels.items():
-        out[CHANNEL[name]] = value
-    return out
 
 
 @pytest.fixture(scope="module")

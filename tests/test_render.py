@@ -2,24 +2,18 @@
 
 import numpy as np
 import pytest
+from conftest import motion_row as row
 
 from visavis.errors import ConfigError
 from visavis.raster import HARD, OUTLINE
 from visavis.raster import draw as draw_triangles
 from visavis.render import Renderer
-from visavis.types import CHANNEL, N_CHANNELS, RANGE_HIGH, RANGE_LOW
+from visavis.types import N_CHANNELS, RANGE_HIGH, RANGE_LOW
 
 
 @pytest.fixture(scope="module")
 def renderer(demo_avatar):
     return Renderer(demo_avatar, "mesh", 256)
-
-
-def row(**channels):
-    motion = np.zeros(N_CHANNELS, np.float32)
-    for name, value in channels.items():
-        motion[CHANNEL[name]] = value
-    return motion
 
 
 def draw(renderer, *rows):

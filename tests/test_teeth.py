@@ -5,22 +5,16 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
+from conftest import motion_row as row
 
 from visavis.avatar import resize_avatar
 from visavis.facemodel import LIP_INNER, LIP_LOWER, load_face_model
 from visavis.headmesh import HeadMesh
 from visavis.render import Renderer
 from visavis.teeth import TeethPainter
-from visavis.types import CHANNEL, N_CHANNELS
+from visavis.types import CHANNEL
 
 OPEN = 0.10  # of the smiling photo, eye distances
-
-
-def row(**channels):
-    motion = np.zeros(N_CHANNELS, np.float32)
-    for name, value in channels.items():
-        motion[CHANNEL[name]] = value
-    return motion
 
 
 @pytest.fixture(scope="module")
