@@ -5,6 +5,7 @@ import pytest
 from conftest import motion_row as row
 
 from visavis.errors import ConfigError
+from visavis.headmesh import TORSO
 from visavis.raster import HARD, OUTLINE
 from visavis.raster import draw as draw_triangles
 from visavis.render import Renderer
@@ -127,6 +128,24 @@ def test_background_never_moves(renderer):
         )
         assert outside.mean() > 0.05
         assert np.array_equal(frame[outside], renderer.avatar.image[outside])
+
+
+def test_the_torso_follows_the_head_part_of_the_way_and_turns_with_nothing(renderer):
+    mesh, size = renderer.mesh, renderer.size
+    rest = mesh.vertices(row())[0]
+    torso = (mesh.source[:, 1] > 0.85 * size) & (np.abs(mesh.source[:, 0] - size / 2) < 0.2 * size)
+    border = (np.minimum(mesh.source, size - 1 - mesh.source) < 1).any(1)
+    torso &= mesh.source[:, 1] < 0.93 * size
+    assert torso.sum() >= 3
+    assert border.sum() > 20
+    shifted, turned = (
+        mesh.vertices(row(**m))[0] - rest for m in (dict(shift_x=0.1), dict(head_yaw=10))
+    )
+    head = shifted[[33, 263]].mean(0)  # outer eye corners
+    assert head[0] == pytest.approx(0.1 * mesh.rest.scale, rel=0.1)
+    assert shifted[torso, 0] == pytest.approx(TORSO * head[0], rel=0.1)
+    assert np.abs(turned[torso]).max() < 0.02
+    assert np.abs(shifted[border]).max() < 1e-3
 
 
 def test_whole_range_draws_without_holes(renderer):

@@ -14,7 +14,8 @@ from visavis.types import CHANNEL, RANGE_HIGH, RANGE_LOW
 
 HEAD = [CHANNEL[c] for c in ("head_pitch", "head_yaw", "head_roll")]
 SEAT = [CHANNEL[c] for c in ("shift_x", "shift_y", "scale")]
-SEAT_REACH = 4.0  # times their usual range: who sits elsewhere than in the photo is drawn there
+# Times their usual range: who sits elsewhere than in the photo, or looks elsewhere, is drawn there.
+SEAT_REACH, HEAD_REACH = 4.0, 2.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def driving_motion(track: Track, avatar: Avatar) -> np.ndarray:
     """A film's motion for the renderer, ``(T, D)``: against the avatar's neutral and resting head.
 
     Measured head angles are against the camera; the renderer turns the photo's own pose, so the
-    rest is divided out. All channels stay within their ranges but those of the seat.
+    rest is divided out. All channels stay within their ranges but those of seat and head.
 
     Args:
         track: with points in avatar pixels.
@@ -92,6 +93,7 @@ def driving_motion(track: Track, avatar: Avatar) -> np.ndarray:
         turn = rotation_of(*map(float, row[HEAD])) @ avatar.rest.rotation.T
         row[HEAD] = angles_of(turn)
     low, high = RANGE_LOW.copy(), RANGE_HIGH.copy()
-    low[SEAT] *= SEAT_REACH
-    high[SEAT] *= SEAT_REACH
+    for channels, reach in ((SEAT, SEAT_REACH), (HEAD, HEAD_REACH)):
+        low[channels] *= reach
+        high[channels] *= reach
     return np.clip(motion, low, high)

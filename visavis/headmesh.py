@@ -29,7 +29,8 @@ from visavis.raster import FRONT, HARD, OUTLINE
 from visavis.types import CHANNEL
 
 GRID = 20  # cells along a side outside the face
-NECK = (0.02, 0.62)  # where the head's share fades, face heights below the chin
+NECK = (-0.2, 0.1)  # where the head's share fades into the torso's, face heights below the chin
+TORSO = 0.4  # share of the head's shift that the torso takes (benchmarks/torso_follow.py)
 BORDER = 0.06  # of the picture's side, over which motion fades to its border
 FAR = 1e-3
 REACH = 0.11  # how far a head can carry its outline, sides of the picture
@@ -61,7 +62,7 @@ class HeadMesh:
         self._face = face
         grid = _grid_triangles(points, outside)
         moving = np.concatenate([np.ones(468, bool), self._share > FAR])
-        moving[468:] |= self._follow.sum(1) > FAR
+        moving[468:] |= (self._follow.sum(1) > FAR) | (self._torso > FAR)
         grid = grid[moving[grid].any(1)]
         self.spans = _spans(self.source, np.concatenate([grid, face]), avatar.matte)
         grid, empty = _split_empty(self.source, _facing(self.source, grid), avatar.matte)
@@ -82,7 +83,9 @@ class HeadMesh:
         below = ((outside - chin) @ down) / height
         share = 1 - _smooth(below, *NECK)
         edge = np.minimum(outside, size - 1 - outside).min(1)
-        self._share = share * _smooth(edge, 0, BORDER * size)
+        pinned = _smooth(edge, 0, BORDER * size)
+        self._share = share * pinned
+        self._torso = TORSO * (1 - share) * pinned
         unit = self.rest.scale
         gap = outside[:, None] - points[FACE_OVAL, :2][None]
         far = np.hypot(gap[..., 0], gap[..., 1]) / unit
@@ -98,7 +101,6 @@ class HeadMesh:
         flat[:, 2] = self.rest.shift[2]
         flat[:, 2] += (depth - self.rest.remove(flat)[:, 2]) * self.rest.scale / z_axis
         self._outside = self.rest.remove(flat)
-        pinned = _smooth(edge, 0, BORDER * size)
         self._follow = weight * (np.exp(-((near / 0.28) ** 2)) * pinned)[:, None]
 
     def _deform(self, motion: np.ndarray) -> np.ndarray:
@@ -133,6 +135,8 @@ class HeadMesh:
         # what the jaw does beyond the head's own motion pulls the skin beside it along
         own = face[FACE_OVAL] - pose.apply(self._oval_at_rest)
         moved = self.source[468:] + self._share[:, None] * rigid[:, :2] + self._follow @ own[:, :2]
+        seat = pose.apply(PIVOT) - self.rest.apply(PIVOT)
+        moved += self._torso[:, None] * seat[:2]
         return np.concatenate([face[:468, :2], moved]).astype(np.float32), face, pose
 
     def neutral_points(self) -> np.ndarray:

@@ -238,6 +238,8 @@ class Sampling:
         stretch: share of samples whose surroundings are blurred along y as after a mesh warp.
         points_px: standard deviation of lip landmark noise, crop px.
         degrade: share of samples with blur or JPEG on input and target alike.
+        registered: share of samples whose generic teeth are laid where the real ones are; else where
+            a stranger's would be.
     """
 
     domains: dict[str, float]
@@ -249,6 +251,7 @@ class Sampling:
     stretch: float = 0.3
     points_px: float = 0.35
     degrade: float = 0.15
+    registered: float = 1.0
 
 
 class MouthSampler:
@@ -308,8 +311,8 @@ class MouthSampler:
             real = degrade(real, rng)
         noise = smooth_noise(rng, points, s.points_px)
         masks = mouth_masks(points + noise)
-        under = self._under(rng, real, points, masks)
-        fit = self._teeth_fit(row) + rng.normal(0, 1, 4) * (0.5, 0.02, 1.0, 1.5)
+        fit = self._teeth_fit(row) if rng.random() < s.registered else (0.0, 1.0, 0.0, 0.0)
+        fit = fit + rng.normal(0, 1, 4) * (0.5, 0.02, 1.0, 1.5)
         glow = teeth_light(real, masks["lips"]) * np.exp(rng.normal(0, 0.15))
         under = self._under(rng, real, points, masks)
 
