@@ -84,6 +84,45 @@ def painted(avatar, **channels):
     return frame, face[LIP_INNER, :2]
 
 
+def test_bright_teeth_never_wrap_round_to_blue(shut):
+    """Regression: grey levels over 255 were cast to uint8, and blue dashes lit up in the mouth."""
+    motion, mesh = row(jaw_open=0.2, jaw_rotation=8), HeadMesh(shut)
+    painter = TeethPainter(shut)
+    painter._light = painter._light * np.array([4.0, 3.0, 2.0])  # a glaring photo
+    frame = np.full((shut.size, shut.size, 3), (255, 255, 255), np.uint8)
+    painter.paint(frame, *mesh.face(motion), motion)
+    inside = frame[(frame != 255).any(-1)].astype(int)
+    assert (inside.max(-1) == 255).any(), "it glares"
+    assert (inside[:, 2] - inside[:, 0]).max() <= 0
+
+
+def test_own_teeth_have_gums_above_them_and_no_second_row_of_teeth(shut, smiling):
+    def magenta(avatar):
+        motion, painter = row(jaw_open=OPEN, upper_lip_raise=0.08), TeethPainter(avatar)
+        picture, anchor, density = painter._atlas["upper"]
+        marked = picture * np.array([1, 0, 1, 1], np.float32)
+        painter._atlas = painter._atlas | {"upper": (marked, anchor, density)}
+        frame = np.zeros((avatar.size, avatar.size, 3), np.uint8)
+        painter.paint(frame, *HeadMesh(avatar).face(motion), motion)
+        frame = frame.astype(int)
+        return ((frame[..., 2] - frame[..., 1]) > 30).sum()
+
+    assert magenta(shut) > 50, "generic teeth where the photo shows none"
+    assert magenta(smiling) == 0
+
+
+def test_lips_that_hardly_part_look_shut(shut):
+    """Regression: from gap 0 to 0.001 a black line leapt from corner to corner."""
+    renderer = Renderer(shut, "patch")
+    frames = [
+        renderer.step(renderer.init_state(), row(jaw_open=gap)[None, None])[1][0, 0]
+        for gap in (0.0, 0.001, 0.004)
+    ]
+    closed, hardly, little = (mouth_of(shut, f) for f in frames)
+    assert np.abs(hardly - closed).max() <= 12
+    assert np.abs(little - closed).max() <= 40
+
+
 def test_a_photos_tongue_stays_behind_when_the_jaw_drops_further(smiling):
     def red(gap):
         frame, _ = painted(smiling, jaw_open=gap)

@@ -36,10 +36,15 @@ UPPER_EDGE = np.array([0.0, 0.022, 0.10])
 LOWER_EDGE = np.array([0.0, 0.052, 0.12])
 TOOTH_LIGHT = 150.0  # cheek brightness at which the atlas is shown as it is
 LOWER_DIM = 0.66  # lower teeth and tongue lie in the shade of the upper ones
-SEAM_GAP = 0.02  # below this gap the line where the lips meet is drawn
+SEAM_GAP = (
+    0.02  # below this gap the line where the lips meet is drawn, and the dark between them fades
+)
 OWN_TEETH_GAP = 0.04  # a photo's mouth open this far shows teeth worth keeping
 SKIN = np.array([50, 280, 205, 425, 101, 330])
 LIPS = np.concatenate([LIP_INNER, LIP_OUTER])
+UPPER_ROW = np.array([int(np.flatnonzero(LIP_INNER == i)[0]) for i in SEAM_UPPER])  # in LIP_INNER
+UPPER_LIP = np.array([38, 268, 12, 41, 271])  # on the red of it
+GUM_LIGHT = 0.75  # of the upper lip's, in its shade
 COLOURED = 0.16  # chroma of the cheeks below which a photo counts as monochrome by degrees
 WARM = np.array([0.85, 1.05, 1.1])  # exponents: light that has passed lips and gums
 OPENED = (0.015, 0.065)  # wider than the photo by this much, eye distances: only its teeth stay
@@ -111,12 +116,15 @@ class TeethPainter:
         if gap <= 0 or (high <= low).any():
             return None
         shape = (int(high[1] - low[1]), int(high[0] - low[0]))
-        cover = opening_cover(ring - low, shape)
+        cover = opening_cover(ring - low, shape) * _opened(gap)
         inside = np.empty((*shape, 3), np.float32)
         inside[:] = self._atlas["cavity"] * self._light
         jaw = pose.remove(face[CHIN]).mean(0) - self._chin
-        for layer, place in (("lower", self._lower + jaw), ("upper", self._upper)):
-            self._lay(inside, layer, place, pose, low)
+        self._lay(inside, "lower", self._lower + jaw, pose, low)
+        if self._own is None or self._own.gum is None:
+            self._lay(inside, "upper", self._upper, pose, low)
+        else:
+            self._lay_gum(inside, pose, low)
         shade = _shade(cover, pose.scale, gap) ** (1 + self._colour * (WARM - 1)).astype(np.float32)
         inside *= shade
         if self._colour < 1:
@@ -128,7 +136,8 @@ class TeethPainter:
             own = self._lay_own(inside, pose, low, np.sqrt(shade), gap)
         area = frame[low[1] : high[1], low[0] : high[0]]
         cover = cover[..., None]
-        area[:] = np.round(area * (1 - cover) + inside * cover).astype(np.uint8)
+        mixed = np.minimum(area * (1 - cover) + inside * cover, 255)
+        area[:] = np.round(mixed).astype(np.uint8)
         return None if own is None else OwnTeeth(area, area.copy(), own * cover)
 
     def _close_seam(self, frame: np.ndarray, face: np.ndarray, strength: float) -> None:
@@ -178,6 +187,17 @@ class TeethPainter:
         dim = LOWER_DIM if layer == "lower" else 1.0
         inside += warped[..., :3] * (dim * self._light).astype(np.float32)
 
+    def _lay_gum(self, inside: np.ndarray, pose: Pose, low: np.ndarray) -> None:
+        """A lip that rises further than in the photo bares the gum above the photo's own teeth."""
+        line = pose.apply(self._own.face[UPPER_ROW])[:, :2] - low
+        above = np.concatenate([line, [[line[-1, 0], -9.0], [line[0, 0], -9.0]]])
+        mask = np.zeros(inside.shape[:2], np.uint8)
+        pixels = np.round(above * 2**SHIFT).astype(np.int32)
+        cv2.fillPoly(mask, [pixels], 255, cv2.LINE_AA, SHIFT)
+        soft = cv2.GaussianBlur(mask, (0, 0), max(0.008 * pose.scale, 0.7))
+        cover = soft.astype(np.float32)[..., None] / 255
+        inside += cover * (self._own.gum - inside)
+
     def _lay_own(
         self, inside: np.ndarray, pose: Pose, low: np.ndarray, shade: np.ndarray, gap: float
     ) -> np.ndarray:
@@ -205,6 +225,7 @@ class _PhotoMouth:
         pixels: ``(N, 2)`` inner lip line in the picture.
         face: ``(N, 3)`` the same in the face frame.
         gap: opening of the photo's mouth, eye distances.
+        gum: ``(3,)`` float32 grey levels, what is above upper teeth; None where the photo shows none.
     """
 
     picture: np.ndarray
@@ -212,6 +233,7 @@ class _PhotoMouth:
     pixels: np.ndarray
     face: np.ndarray
     gap: float
+    gum: np.ndarray | None
 
 
 def _own_teeth(avatar: Avatar) -> _PhotoMouth | None:
@@ -227,11 +249,17 @@ def _own_teeth(avatar: Avatar) -> _PhotoMouth | None:
     soft = cv2.GaussianBlur(cv2.erode(mask, np.ones((3, 3))), (0, 0), 1.0)[..., None]
     colour = avatar.image[low[1] : high[1], low[0] : high[0]].astype(np.float32)
     picture = np.dstack([colour * soft, soft])
-    unit = avatar.rest.scale
-    return _PhotoMouth(
-        picture, _tooth_mask(colour, soft, unit), (ring - low).astype(np.float64),
-        face[LIP_INNER], gap,
-    )  # fmt: skip
+    teeth = _tooth_mask(colour, soft, avatar.rest.scale)
+    gum = None
+    if _shows_teeth(picture, teeth):
+        x, y = avatar.points[UPPER_LIP, :2].astype(int).T
+        gum = GUM_LIGHT * np.median(avatar.image[y, x], axis=0).astype(np.float32)
+    return _PhotoMouth(picture, teeth, (ring - low).astype(np.float64), face[LIP_INNER], gap, gum)
+
+
+def _shows_teeth(picture: np.ndarray, teeth: np.ndarray) -> bool:
+    """Whether a good part of a mouth's picture is teeth."""
+    return bool((teeth[picture[..., 3] > 0.9] > 0.8).mean() >= 0.1)
 
 
 def _tooth_mask(colour: np.ndarray, soft: np.ndarray, unit: float) -> np.ndarray:
@@ -259,9 +287,9 @@ def _tooth_mask(colour: np.ndarray, soft: np.ndarray, unit: float) -> np.ndarray
 
 def _tooth_tone(own: _PhotoMouth, upper: tuple, light: np.ndarray) -> np.ndarray:
     """What makes generic teeth as light as the photo's own, ``(3,)``; 1 where it shows none."""
-    whole = own.picture[..., 3] > 0.9
-    if (own.teeth[whole] > 0.8).mean() < 0.1:
+    if own.gum is None:
         return np.ones(3)
+    whole = own.picture[..., 3] > 0.9
     generic = _brightest(upper[0][upper[0][..., 3] > 0.9][:, :3]) * light
     return np.clip(_brightest(own.picture[whole][:, :3]) / np.maximum(generic, 1), 0.6, 1.5)
 
@@ -281,6 +309,12 @@ def _photo_lips(avatar: Avatar) -> tuple[np.ndarray, np.ndarray]:
     parted = float(lip_gap(avatar.rest.remove(avatar.points.astype(np.float64)))) > 0.01
     photo = cv2.erode(avatar.image, np.ones((5, 3), np.uint8)) if parted else avatar.image
     return np.ascontiguousarray(photo[low[1] : high[1], low[0] : high[0]]), line - low
+
+
+def _opened(gap: float) -> np.float32:
+    """How much of the mouth's inside shows, 0..1: lips that hardly part show no black line."""
+    t = min(gap / SEAM_GAP, 1.0)
+    return np.float32(t * t * (3 - 2 * t))
 
 
 def _shade(cover: np.ndarray, unit: float, gap: float) -> np.ndarray:
