@@ -10,6 +10,7 @@ from visavis.avatar import Avatar
 from visavis.facemodel import EYEBALL_RADIUS, EYES, fit_affine
 from visavis.matte import diffuse
 from visavis.raster import opening_cover
+from visavis.softness import LEAST_BLUR, soften_edge
 from visavis.types import CHANNEL
 
 SCALE = 2  # of the stored eye pictures against the frame
@@ -23,10 +24,15 @@ GLINT_LEAST = 25.0  # grey levels above the iris around it
 
 
 class EyePainter:
-    """Draws both eyes of one avatar; constants only."""
+    """Draws both eyes of one avatar; constants only.
 
-    def __init__(self, avatar: Avatar):
-        self._eyes = [_Eye(avatar, eye) for eye in EYES.values()]
+    Args:
+        avatar: who.
+        blur: px by which the edges of the lids are blurred, to be no sharper than the photo.
+    """
+
+    def __init__(self, avatar: Avatar, blur: float = 0.0):
+        self._eyes = [_Eye(avatar, eye, blur) for eye in EYES.values()]
 
     def paint(self, frame: np.ndarray, face: np.ndarray, motion: np.ndarray) -> None:
         """Lay the eyes into a frame, in place.
@@ -42,7 +48,8 @@ class EyePainter:
 
 
 class _Eye:
-    def __init__(self, avatar: Avatar, eye: dict):
+    def __init__(self, avatar: Avatar, eye: dict, blur: float):
+        self._blur = blur
         inner, outer = eye["corners"]
         self._ring = np.concatenate([[inner], eye["upper"], [outer], eye["lower"][::-1]])
         self._anchor = np.concatenate([[inner, outer], eye["lower_1"], eye["upper_2"]])
@@ -93,6 +100,8 @@ class _Eye:
             frame, low, cover, self._picture, self._glint, back, self._origin, self._iris, step, self._radius,
             float(ring[1:8, 1].mean()), height, shade,
         )  # fmt: skip
+        if self._blur > LEAST_BLUR:
+            soften_edge(frame[low[1] : high[1], low[0] : high[0]], cover, self._blur)
 
 
 def _eye_cover(ring: np.ndarray, shape: tuple[int, int], opening: float) -> np.ndarray:

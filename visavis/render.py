@@ -24,15 +24,18 @@ from visavis.mouth import (
     MouthNet,
     apply_transform,
     crop_transform,
+    mouth_masks,
     paste,
     warp_crop,
 )
 from visavis.raster import ATLAS_SCALE, HARD, draw
+from visavis.softness import LEAST_BLUR, edge_blur
 from visavis.teeth import TeethPainter
 from visavis.types import N_CHANNELS, State
 
 TIERS = ("mesh", "patch", "full")
 MOUTH_DIR = Path(__file__).parent / "assets" / "models" / "mouth"
+CRISP = 0.95  # mouth-crop px: `edge_blur` of a sharp portrait, and of what the net paints
 HEAD_DIR = Path(__file__).parent / "assets" / "models" / "head"
 
 
@@ -89,8 +92,9 @@ class Renderer:
         self._base = _base(avatar, self.mesh.spans)
         self._source = _atlas_pixels(self.mesh.source)
         self._still = _still(avatar, self.mesh, self._atlas, self._base)
-        self._eyes = EyePainter(avatar)
-        self._teeth = TeethPainter(avatar)
+        self._blur, frame_blur = _blur_of(avatar)
+        self._eyes = EyePainter(avatar, frame_blur)
+        self._teeth = TeethPainter(avatar, frame_blur)
         self._net = _mouth_net(avatar, mouth_dir, threads) if tier != "mesh" else None
         self._head = None
         if tier == "full":
@@ -179,7 +183,10 @@ class Renderer:
         local = apply_transform(transform, face)[None]
         memory = {k.removeprefix("render/"): v for k, v in state.items()}
         memory, rgb, alpha = self._net.step(memory, crop, local)
-        paste(out, transform, rgb[0], alpha[0])
+        painted = (
+            rgb[0] if self._blur < LEAST_BLUR else cv2.GaussianBlur(rgb[0], (0, 0), self._blur)
+        )
+        paste(out, transform, painted, alpha[0])
         if own_teeth is not None:
             own_teeth.put_back()
         return {f"render/{k}": v for k, v in memory.items()}, posed
@@ -191,6 +198,15 @@ def _mouth_net(avatar: Avatar, folder: str | Path, threads: int) -> MouthNet | N
     if own is None:
         return MouthNet(folder, threads=threads) if avatar.likeness is None else None
     return MouthNet(folder, threads=threads, keep_dark=0.0, weights=own)
+
+
+def _blur_of(avatar: Avatar) -> tuple[float, float]:
+    """What a painted mouth must be blurred by to be no sharper than the photo: crop and frame px."""
+    transform = crop_transform(avatar.points)
+    crop = warp_crop(avatar.image, transform)
+    around = 1 - mouth_masks(apply_transform(transform, avatar.points))["removed"]
+    blur = float(np.sqrt(max(edge_blur(crop, around) ** 2 - CRISP**2, 0)))
+    return blur, blur / float(np.hypot(transform[0, 0], transform[0, 1]))
 
 
 def _put(state: State, one: State, row: int) -> State:

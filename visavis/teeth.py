@@ -26,6 +26,7 @@ from visavis.facemodel import (
     lip_gap,
 )
 from visavis.raster import opening_cover
+from visavis.softness import LEAST_BLUR
 from visavis.types import CHANNEL
 
 ASSETS = Path(__file__).parent / "assets"
@@ -39,6 +40,7 @@ LOWER_DIM = 0.66  # lower teeth and tongue lie in the shade of the upper ones
 SEAM_GAP = (
     0.02  # below this gap the line where the lips meet is drawn, and the dark between them fades
 )
+SEAM_LIGHT = 0.5  # of the lips about it, at least: no seam is black
 OWN_TEETH_GAP = 0.04  # a photo's mouth open this far shows teeth worth keeping
 SKIN = np.array([50, 280, 205, 425, 101, 330])
 LIPS = np.concatenate([LIP_INNER, LIP_OUTER])
@@ -71,10 +73,15 @@ class OwnTeeth:
 
 
 class TeethPainter:
-    """Draws the inner mouth of one avatar; constants only."""
+    """Draws the inner mouth of one avatar; constants only.
 
-    def __init__(self, avatar: Avatar):
-        self._atlas = _load_atlas()
+    Args:
+        avatar: who.
+        blur: px by which what is drawn is blurred, to be no sharper than the photo.
+    """
+
+    def __init__(self, avatar: Avatar, blur: float = 0.0):
+        self._atlas, self._blur = _load_atlas(), blur
         size = avatar.size
         x, y = np.clip(avatar.points[SKIN, :2].astype(int), 0, size - 1).T
         skin = cv2.blur(avatar.image, (5, 5))[y, x].astype(np.float64)
@@ -111,8 +118,9 @@ class TeethPainter:
         if gap < SEAM_GAP:
             mend = self._fill_seam if self._own is None else self._close_seam
             mend(frame, face, 1 - gap / SEAM_GAP)
-        low = np.maximum(np.floor(ring.min(0)).astype(int) - 2, 0)
-        high = np.minimum(np.ceil(ring.max(0)).astype(int) + 3, frame.shape[0])
+        reach = 2 + int(np.ceil(2 * self._blur))
+        low = np.maximum(np.floor(ring.min(0)).astype(int) - reach, 0)
+        high = np.minimum(np.ceil(ring.max(0)).astype(int) + reach + 1, frame.shape[0])
         if gap <= 0 or (high <= low).any():
             return None
         shape = (int(high[1] - low[1]), int(high[0] - low[0]))
@@ -130,6 +138,8 @@ class TeethPainter:
         if self._colour < 1:
             pale = inside.mean(-1, keepdims=True)
             inside = pale + self._colour * (inside - pale)
+        if self._blur > LEAST_BLUR:
+            inside, cover = (cv2.GaussianBlur(x, (0, 0), self._blur) for x in (inside, cover))
         # the photo's teeth have their light already: they only darken as the mouth shuts
         own = None
         if self._own is not None:
@@ -151,9 +161,11 @@ class TeethPainter:
         mask = np.zeros(area.shape[:2], np.uint8)
         pixels = np.round((line - low) * 2**SHIFT).astype(np.int32)
         cv2.polylines(mask, [pixels], False, 255, 2, cv2.LINE_AA, SHIFT)
-        cover = cv2.GaussianBlur(mask, (0, 0), 0.7).astype(np.float32)[..., None] / 255 * strength
+        soft = cv2.GaussianBlur(mask, (0, 0), max(0.7, self._blur))
+        cover = soft.astype(np.float32)[..., None] / 255 * strength
         # the darkest of the neighbourhood: the shadow line of lips that touch
         dark = cv2.erode(area, np.ones((7, 5), np.uint8)).astype(np.float32) * 0.8
+        dark = np.maximum(dark, SEAM_LIGHT * cv2.blur(area, (9, 9)).astype(np.float32))
         area[:] = np.round(area * (1 - cover) + dark * cover).astype(np.uint8)
 
     def _fill_seam(self, frame: np.ndarray, face: np.ndarray, strength: float) -> None:
