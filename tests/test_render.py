@@ -148,6 +148,28 @@ def test_the_torso_follows_the_head_part_of_the_way_and_turns_with_nothing(rende
     assert np.abs(shifted[border]).max() < 1e-3
 
 
+def test_a_face_that_moves_away_leaves_nothing_behind(renderer):
+    """Regression: pieces of the resting cheek stood beside a head that had moved and turned."""
+    import cv2
+
+    from visavis.facemodel import FACE_OVAL
+
+    face = np.zeros((256, 256), np.uint8)
+    cv2.fillPoly(face, [renderer.mesh.source[FACE_OVAL].round().astype(np.int32)], 1)
+    rng, bared = np.random.default_rng(5), 0
+    for _ in range(12):  # films go that far
+        way = dict(
+            zip(("head_pitch", "head_yaw", "head_roll"), rng.uniform(-16, 16, 3), strict=True)
+        )
+        motion = row(shift_x=rng.uniform(-0.5, 0.5), shift_y=rng.uniform(-0.3, 0.2), **way)
+        frame = draw(renderer, motion)[0].astype(int)
+        away = (face > 0) & (cv2.dilate(renderer.matte(motion), np.ones((5, 5))) == 0)
+        bared += away.sum()
+        left = np.abs(frame - renderer.avatar.plate).max(-1) > 2
+        assert (left & away).sum() <= 8, "no more than specks"
+    assert bared > 1000
+
+
 def test_whole_range_draws_without_holes(renderer):
     """No black or untouched pixel inside the face over the corners of the allowed box."""
     rng = np.random.default_rng(2)

@@ -45,6 +45,7 @@ class HeadMesh:
             left out.
         beside: ``(T, 3)`` int32, what lies across each edge, as `raster.draw` wants it.
         moving_outside: ``(G, 3)`` int32, all triangles outside the face that can move.
+        face_triangles: ``(F, 3)`` int32, those of the face; not in the openings of eyes and mouth.
         spans: ``(S, 2)`` int32, the moving pixels of each row.
     """
 
@@ -59,7 +60,7 @@ class HeadMesh:
         self._build_outside(points, outside, size)
         # the eyes' and the mouth's inside are painted, not stretched
         face = self.model.triangles[~_inside_holes(self.model.triangles)]
-        self._face = face
+        self.face_triangles = face.astype(np.int32)
         grid = _grid_triangles(points, outside)
         moving = np.concatenate([np.ones(468, bool), self._share > FAR])
         moving[468:] |= (self._follow.sum(1) > FAR) | (self._torso > FAR)
@@ -145,7 +146,7 @@ class HeadMesh:
 
     def order(self, face: np.ndarray) -> np.ndarray:
         """Drawing order, ``(T,)`` int64: the outside, then the face from far to near."""
-        depth = face[self._face, 2].sum(1)
+        depth = face[self.face_triangles, 2].sum(1)
         inner = np.argsort(-depth, kind="stable") + self._n_grid
         return np.concatenate([np.arange(self._n_grid), inner])
 

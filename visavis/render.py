@@ -15,7 +15,7 @@ import numpy as np
 from visavis.avatar import Avatar, resize_avatar
 from visavis.errors import ConfigError, ModelError
 from visavis.eyes import EyePainter
-from visavis.facemodel import Pose
+from visavis.facemodel import FACE_OVAL, Pose
 from visavis.head import HeadPainter, Posed
 from visavis.headmesh import HeadMesh
 from visavis.likeness import LikenessPainter
@@ -36,6 +36,7 @@ from visavis.types import N_CHANNELS, State
 TIERS = ("mesh", "patch", "full")
 MOUTH_DIR = Path(__file__).parent / "assets" / "models" / "mouth"
 CRISP = 0.95  # mouth-crop px: `edge_blur` of a sharp portrait, and of what the net paints
+RIM = 0.02  # of the side: what stays under eyes and mouth about their openings
 HEAD_DIR = Path(__file__).parent / "assets" / "models" / "head"
 
 
@@ -150,7 +151,7 @@ class Renderer:
         """Where the person is at a motion ``(D,)``: ``(S, S)`` uint8, 255 inside."""
         alpha = self._atlas >> np.uint32(24)
         white = np.ascontiguousarray(np.repeat(alpha[..., None].astype(np.uint8), 4, 2))
-        still = np.where(_covered(self.mesh), 0, self.avatar.matte).astype(np.uint8)
+        still = np.where(_moves_away(self.mesh), 0, self.avatar.matte).astype(np.uint8)
         out = np.repeat(still[..., None], 3, 2)
         self._warp(motion, white.view(np.uint32)[..., 0], np.zeros_like(self._base), out)
         return out[..., 0].copy()
@@ -244,23 +245,39 @@ def _base(avatar: Avatar, spans: np.ndarray) -> np.ndarray:
     return base
 
 
+def _moves_away(mesh: HeadMesh) -> np.ndarray:
+    """Pixels that show something else once the person has moved, ``(S, S)`` bool.
+
+    All that the mesh covers at rest but what surrounds eyes and mouth: they are painted through
+    openings whose rims may let a little of the resting face through.
+    """
+    size = len(mesh.spans)
+    moves = _covered(mesh, np.concatenate([mesh.moving_outside, mesh.face_triangles]))
+    oval = np.zeros((size, size), np.uint8)
+    cv2.fillPoly(oval, [np.round(mesh.source[FACE_OVAL]).astype(np.int32)], 1)
+    rim = np.ones((2 * round(RIM * size) + 1,) * 2, np.uint8)
+    holes = cv2.dilate(cv2.erode(oval, rim) * (moves == 0), rim) > 0
+    moves = cv2.morphologyEx(moves.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
+    return (moves > 0) & ~holes
+
+
 def _still(avatar: Avatar, mesh: HeadMesh, atlas: np.ndarray, base: np.ndarray) -> np.ndarray:
-    """The frame before anything is drawn: the resting person, without what may move away."""
+    """The frame before anything is drawn: the resting person, without what moves away."""
     still, last = avatar.image.copy(), avatar.size - 1
     corners = np.array([[0, 0], [last, 0], [0, last], [last, last]], np.float32)
     sheet = np.array([[0, 1, 2], [1, 3, 2]], np.int32)
     _draw_sharp(corners, sheet, atlas, base, mesh.spans, still)
-    away = _covered(mesh)
+    away = _moves_away(mesh)
     still[away] = base[away]
     return still
 
 
-def _covered(mesh: HeadMesh) -> np.ndarray:
-    """Pixels of what can move outside the face, at rest: ``(S, S)`` bool."""
+def _covered(mesh: HeadMesh, triangles: np.ndarray) -> np.ndarray:
+    """Pixels of some of a mesh's triangles, at rest: ``(S, S)`` bool."""
     size = len(mesh.spans)
     out = np.zeros((size, size, 3), np.uint8)
     white = np.full((2, 2), 0xFFFFFFFF, np.uint32)
-    _draw_sharp(mesh.source, mesh.moving_outside, white, out, mesh.spans, out)
+    _draw_sharp(mesh.source, triangles, white, out, mesh.spans, out)
     return out[..., 0] > 0
 
 
