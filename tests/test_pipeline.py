@@ -93,6 +93,26 @@ def test_length_is_the_sounds(demo_avatar, pipeline, speech, fps, samples):
     assert [f.index for f in frames] == list(range(len(frames)))
 
 
+def test_dials_of_mouth_and_head(demo_avatar, pipeline, speech):
+    def spread(**dials):
+        pipe = Pipeline(demo_avatar, SMALL.model_copy(update=dials), renderer=pipeline.renderer)
+        return motion_of(pipe, speech, [])
+
+    def reach(motion, *channels):
+        return motion[:, [CHANNEL[c] for c in channels]].std(0)
+
+    usual = spread()
+    lips, head = ("jaw_open", "lower_lip_drop"), ("head_yaw", "head_pitch")
+    more = spread(articulation=1.3)
+    assert reach(more, *lips) == pytest.approx(1.3 * reach(usual, *lips), rel=0.12)
+    assert reach(more, *head) == pytest.approx(reach(usual, *head), rel=1e-4)
+    calm = spread(liveliness=0.5)
+    assert reach(calm, *head) == pytest.approx(0.5 * reach(usual, *head), rel=0.02)
+    assert reach(calm, *lips) == pytest.approx(reach(usual, *lips), rel=1e-4)
+    assert not spread(articulation=0)[:, CHANNEL["jaw_open"]].any(), "shut stays shut"
+    assert np.array_equal(reach(calm, "eye_blink_left"), reach(usual, "eye_blink_left"))
+
+
 def test_no_sound_no_frames(pipeline, demo_avatar):
     assert list(stream(demo_avatar, [], pipeline=pipeline)) == []
     assert list(stream(demo_avatar, [np.zeros(0, np.float32)], pipeline=pipeline)) == []
@@ -193,6 +213,8 @@ def test_timer_sees_every_stage(pipeline, speech, demo_avatar):
         ({"size": 100}, "size"),
         ({"colour": 1}, "colour"),
         ({"seed": -1}, "seed"),
+        ({"articulation": 2.5}, "articulation"),
+        ({"liveliness": float("nan")}, "liveliness"),
     ],
 )
 def test_impossible_settings(changes, reason):

@@ -54,6 +54,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the
 Fps = Annotated[str, typer.Option(help="Frames per second: 30, 25, 29.97, 30000/1001.")]
 Size = Annotated[int, typer.Option(help="Side of the square frame in pixels, 256 to 1024.")]
 Tier = Annotated[str, typer.Option(help="Renderer: mesh, patch or full.")]
+Articulation = Annotated[float, typer.Option(help="How far the mouth goes, 0 to 2.")]
+Liveliness = Annotated[float, typer.Option(help="How far the head goes, 0 to 2.")]
 Lookahead = Annotated[int, typer.Option(help="Sound heard ahead of a frame: 0, 40, 80 or 160 ms.")]
 Seed = Annotated[int, typer.Option(help="Of blinks, gaze and head motion.")]
 Who = Annotated[Path, typer.Argument(metavar="AVATAR|IMAGE", help="An .avatar file or a photo.")]
@@ -85,7 +87,7 @@ def _warn(text: str) -> None:
     complain(f"warning: {text}")
 
 
-def _config(fps: str, size: int, tier: str, lookahead_ms: int, seed: int) -> PipelineConfig:
+def _config(fps: str, **choices: object) -> PipelineConfig:
     from visavis.pipeline import PipelineConfig
 
     try:
@@ -94,7 +96,7 @@ def _config(fps: str, size: int, tier: str, lookahead_ms: int, seed: int) -> Pip
         rate = Fraction(0)
     if not 1 <= rate <= 120:
         raise ConfigError(f"--fps {fps[:20]}; expected 1 to 120, such as 30, 29.97 or 30000/1001")
-    return PipelineConfig.of(fps=rate, size=size, tier=tier, lookahead_ms=lookahead_ms, seed=seed)
+    return PipelineConfig.of(fps=rate, **choices)
 
 
 def _check_film(path: Path, *inputs: Path) -> None:
@@ -140,10 +142,15 @@ def demo(
     tier: Tier = "patch",
     lookahead_ms: Lookahead = 80,
     seed: Seed = 0,
+    articulation: Articulation = 1.0,
+    liveliness: Liveliness = 1.0,
     as_json: Json = False,
 ) -> None:
     """The built-in person says the built-in sentences."""
-    config = _config(fps, size, tier, lookahead_ms, seed)
+    config = _config(
+        fps, size=size, tier=tier, lookahead_ms=lookahead_ms, seed=seed,
+        articulation=articulation, liveliness=liveliness,
+    )  # fmt: skip
     _check_film(output)
     _render(DEMO_AVATAR, DEMO_SPEECH, output, config, as_json)
 
@@ -237,6 +244,8 @@ def render(
     tier: Tier = "patch",
     lookahead_ms: Lookahead = 80,
     seed: Seed = 0,
+    articulation: Articulation = 1.0,
+    liveliness: Liveliness = 1.0,
     motion: Annotated[Path | None, typer.Option(help="Folder of a motion net of yours.")] = None,
     motion_out: Annotated[Path | None, typer.Option(help="Keep the motion too.")] = None,
     as_json: Json = False,
@@ -244,7 +253,10 @@ def render(
     """A face says what a sound file says: OUT.mp4 (H.264) or OUT.webm (VP9)."""
     from visavis.audio import probe_audio
 
-    config = _config(fps, size, tier, lookahead_ms, seed)
+    config = _config(
+        fps, size=size, tier=tier, lookahead_ms=lookahead_ms, seed=seed,
+        articulation=articulation, liveliness=liveliness,
+    )  # fmt: skip
     _check_film(output, who, audio)
     if motion_out is not None:
         _check_output(motion_out, who, audio, output)
@@ -296,7 +308,7 @@ def animate(
     """A face moves as a motion file says, or as the person in a film does."""
     from visavis import pipeline
 
-    config = _config(fps, size, tier, 80, 0)
+    config = _config(fps, size=size, tier=tier)
     _check_film(output, who, driver, *([sound] if sound else []))
     motion, own_sound = _driver(driver)
     avatar = pipeline.open_avatar(who, config.size)
@@ -362,6 +374,8 @@ def stream(
     tier: Tier = "patch",
     lookahead_ms: Lookahead = 80,
     seed: Seed = 0,
+    articulation: Articulation = 1.0,
+    liveliness: Liveliness = 1.0,
     jpeg: Annotated[bool, typer.Option("--jpeg", help="JPEG images, not raw RGB.")] = False,
 ) -> None:
     """Raw pipe: 16 kHz 16-bit mono PCM on stdin, frames on stdout as they are ready.
@@ -374,7 +388,10 @@ def stream(
 
     if sys.stdout.isatty():
         raise ConfigError("stream writes raw frames to a terminal; expected a pipe or a file")
-    config = _config(fps, size, tier, lookahead_ms, seed)
+    config = _config(
+        fps, size=size, tier=tier, lookahead_ms=lookahead_ms, seed=seed,
+        articulation=articulation, liveliness=liveliness,
+    )  # fmt: skip
     avatar = pipeline.open_avatar(who, size)
     try:
         for frame in pipeline.stream(avatar, _stdin_pcm(), config):
@@ -473,7 +490,7 @@ def bench(
     """Core-milliseconds per frame of each stage, and how much faster than life a render is."""
     from visavis.bench import measure
 
-    config = _config(fps, size, tier, 80, 0)
+    config = _config(fps, size=size, tier=tier)
     facts = measure(who or DEMO_AVATAR, DEMO_SPEECH, config, seconds)
     lines = [
         f"{name:12} {value:7.2f} core-ms per frame" for name, value in facts["core_ms"].items()

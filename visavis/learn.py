@@ -36,8 +36,8 @@ from visavis.types import RANGE_HIGH, RANGE_LOW
 
 SIDE = 256  # px of the head and still maps
 MOUTH_SIDE = 96
-RANKS = {"head": 40, "still": 24, "mouth": 24}
-CENTRES = (400, 160)  # typical poses, typical mouths
+RANKS = {"head": 84, "still": 44, "mouth": 32}  # with a mouth net an avatar stays under 30 MB
+CENTRES = (1000, 400)  # typical poses, typical mouths
 WIDTHS = (0.7, 1.2)
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 TAIL = 11  # the last 1/11 is held out

@@ -29,7 +29,7 @@ from visavis.track import Track, clip_geometry, track_points
 from visavis.types import CHANNEL
 
 LEAST_SECONDS = 20.0
-SAMPLES = 1600  # frames learned from
+SAMPLES = 4000  # frames learned from; 0.6 MB each while it learns
 CANDIDATES = 12  # frames looked at for the photo
 
 Source = Callable[[], Iterable[tuple[float, np.ndarray]]]

@@ -23,7 +23,16 @@ from visavis.idle import Idle, IdleConfig
 from visavis.render import Renderer
 from visavis.smoothing import Interpolator, Smoother
 from visavis.style import idle_of
-from visavis.types import CHANNEL, CHANNELS, MOTION_HOP, MOTION_RATE, Frame, Motion, State
+from visavis.types import (
+    CHANNEL,
+    CHANNELS,
+    MOTION_HOP,
+    MOTION_RATE,
+    SPEECH_CHANNELS,
+    Frame,
+    Motion,
+    State,
+)
 
 HEAD_CHANNELS = ("head_pitch", "head_yaw", "head_roll", "shift_x", "shift_y", "scale")
 ALIGNMENTS = ("neutral", "first")
@@ -39,6 +48,8 @@ class PipelineConfig(Config):
         lookahead_ms: how much sound after a moment its mouth may depend on: 0, 40, 80 or 160.
         seed: of blinks, glances and head motion.
         threads: CPU threads of the mouth net; the motion net is too small for more than one.
+        articulation: how far mouth and lips go, against what the net says, 0 to 2; shut stays shut.
+        liveliness: how far the head goes, against what is usual, 0 to 2; blinks and gaze stay.
     """
 
     fps: Fraction = Fraction(30)
@@ -47,6 +58,8 @@ class PipelineConfig(Config):
     lookahead_ms: int = 80
     seed: int = Field(0, ge=0, lt=2**63)
     threads: int = Field(2, ge=1, le=64)
+    articulation: float = Field(1.0, ge=0, le=2)
+    liveliness: float = Field(1.0, ge=0, le=2)
 
     @field_validator("fps")
     @classmethod
@@ -105,6 +118,9 @@ class Pipeline:
         self.motion = open_motion(motion_dir, config.lookahead_ms)
         usual = IdleConfig.load(lookahead=self.motion.lookahead)
         self.idle = Idle(idle_of(avatar.style, usual))
+        self._reach = np.ones(len(CHANNELS), np.float32)
+        self._reach[[CHANNEL[c] for c in SPEECH_CHANNELS]] = config.articulation
+        self._reach[[CHANNEL[c] for c in HEAD_CHANNELS]] = config.liveliness
         self.smoother = Smoother()
         self.interpolator = Interpolator(config.fps)
         self.renderer = renderer or Renderer(
@@ -198,7 +214,7 @@ class Pipeline:
         with timer("idle"):
             state, idle = _run(self.idle, state, features)
         with timer("smoothing"):
-            return _run(self.smoother, state, speech + idle)
+            return _run(self.smoother, state, (speech + idle) * self._reach)
 
     def draw(
         self, state: State, rows: np.ndarray, timer: Timer = untimed
@@ -235,7 +251,7 @@ class Pipeline:
             state, idle = _run(self.idle, state, features)
             idle = np.concatenate([idle, self.idle.flush(state)], axis=1)
         with timer("smoothing"):
-            state, steps = _run(self.smoother, state, speech + idle)
+            state, steps = _run(self.smoother, state, (speech + idle) * self._reach)
             return state, np.concatenate([steps, self.smoother.flush(state)], axis=1)
 
 

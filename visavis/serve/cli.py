@@ -55,6 +55,8 @@ def serve(
     size: Annotated[int, typer.Option(help="Side of the frame in pixels.")] = 512,
     fps: Annotated[str, typer.Option(help="Frames per second.")] = "30",
     tier: Annotated[str, typer.Option(help="Renderer: mesh, patch or full.")] = "patch",
+    articulation: Annotated[float, typer.Option(help="How far the mouth goes, 0 to 2.")] = 1.0,
+    liveliness: Annotated[float, typer.Option(help="How far the head goes, 0 to 2.")] = 1.0,
     workers: Annotated[int, typer.Option(help="Processes that draw; 0: one per core.")] = 0,
     token: Annotated[
         str, typer.Option(envvar="VISAVIS_TOKEN", help="Needed unless the host is loopback.")
@@ -94,6 +96,8 @@ def serve(
         fps=rate_of(fps),
         size=size,
         tier=tier,
+        articulation=articulation,
+        liveliness=liveliness,
         workers=workers or max(1, min((os.cpu_count() or 1) // shared, 8)),
         max_sessions=max_sessions,
         tts=tts,
@@ -150,10 +154,17 @@ def make_models(chosen: PipelineConfig, avatar_of: Callable[[str], Avatar]) -> M
 
 def render_film(config: ServeConfig) -> Any:
     """`jobs.Render` of the real pipeline, in a process of its own that gives way to conversations."""
-    from visavis.pipeline import PipelineConfig
     from visavis.serve.films import in_process
 
-    return in_process(PipelineConfig.of(fps=config.fps, size=config.size, tier=config.tier))
+    return in_process(_pipeline_config(config))
+
+
+def _pipeline_config(config: ServeConfig, **more: object) -> PipelineConfig:
+    """The server's choices as far as they are the pipeline's."""
+    from visavis.pipeline import PipelineConfig
+
+    shared = ("fps", "size", "tier", "lookahead_ms", "articulation", "liveliness")
+    return PipelineConfig.of(**{name: getattr(config, name) for name in shared}, **more)
 
 
 def set_up(json_log: bool, traces: str) -> None:
@@ -173,18 +184,11 @@ def make_app(config: ServeConfig, json_log: bool = False, traces: str = "") -> A
     """
     import cv2
 
-    from visavis.pipeline import PipelineConfig
     from visavis.serve.app import build_app
     from visavis.serve.library import Library
     from visavis.serve.process import in_process
 
-    chosen = PipelineConfig.of(
-        fps=config.fps,
-        size=config.size,
-        tier=config.tier,
-        lookahead_ms=config.lookahead_ms,
-        threads=1,  # one core a worker
-    )
+    chosen = _pipeline_config(config, threads=1)  # one core a worker
     cv2.setNumThreads(1)
     library = Library(config.size, config.uploads_kept)
     library.open(config.avatars)

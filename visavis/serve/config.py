@@ -33,6 +33,7 @@ class ServeConfig(Config):
         tts: command that reads text on stdin and writes sound on stdout (WAV or any media), run as
             a program of its own, never through a shell; ``{out}`` names a file it writes instead.
         allowed_origins: web origins besides the server's own; behind a proxy, the public one.
+        articulation, liveliness: how far mouth and head go; see `visavis.pipeline.PipelineConfig`.
         margin_ms: how long a picture and its sound wait to be shown, for even pacing.
         detach_s: a session without a transport is closed after this long.
         one_socket: clients must do all over ``/talk``: another request may reach another replica.
@@ -46,6 +47,8 @@ class ServeConfig(Config):
     size: int = Field(512, ge=256, le=1024, multiple_of=2)
     tier: str = "patch"
     lookahead_ms: int = 80
+    articulation: float = Field(1.0, ge=0, le=2)
+    liveliness: float = Field(1.0, ge=0, le=2)
     max_sessions: int = Field(0, ge=0, le=1000)
     sessions_per_client: int = Field(4, ge=1)
     workers: int = Field(2, ge=1, le=64)
