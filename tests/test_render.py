@@ -1,5 +1,7 @@
 """The renderer against its slow twin, and the promises a viewer would notice broken."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import motion_row as row
@@ -168,6 +170,42 @@ def test_a_face_that_moves_away_leaves_nothing_behind(renderer):
         left = np.abs(frame - renderer.avatar.plate).max(-1) > 2
         assert (left & away).sum() <= 8, "no more than specks"
     assert bared > 1000
+
+
+@pytest.mark.parametrize("tier", ["mesh", "patch"])
+@pytest.mark.parametrize("soft", [0.0, 2.5])
+def test_no_background_shines_through_the_rims_of_eyes_and_mouth(demo_avatar, tier, soft):
+    """Regression: a bright line ran round the lips where the plate lay beneath a softened edge."""
+    import cv2
+
+    from visavis.facemodel import FACE_OVAL
+
+    green = np.zeros_like(demo_avatar.plate)
+    green[..., 1] = 255
+    image = cv2.GaussianBlur(demo_avatar.image, (0, 0), soft) if soft else demo_avatar.image
+    renderer = Renderer(replace(demo_avatar, plate=green, image=image), tier)
+    plain = Renderer(replace(demo_avatar, image=image), tier)
+    for gap, blink in (
+        (0.0, 0.0),
+        (0.005, 0.3),
+        (0.012, 0.6),
+        (0.05, 0.9),
+        (0.12, 1.0),
+        (0.3, 0.0),
+    ):
+        motion = row(
+            jaw_open=gap,
+            jaw_rotation=30 * gap,
+            eye_blink_left=blink,
+            eye_blink_right=blink,
+            head_yaw=3,
+        )
+        inner = np.zeros(green.shape[:2], np.uint8)
+        oval = renderer.mesh.face(motion)[0][FACE_OVAL, :2]
+        cv2.fillPoly(inner, [oval.round().astype(np.int32)], 1)
+        inside = cv2.erode(inner, np.ones((41, 41), np.uint8)) > 0
+        with_green, without = (draw(r, motion)[0][inside].astype(int) for r in (renderer, plain))
+        assert np.abs(with_green - without).max() <= 24, (gap, blink)  # the matte is not all 1
 
 
 def test_whole_range_draws_without_holes(renderer):

@@ -36,7 +36,7 @@ from visavis.types import N_CHANNELS, State
 TIERS = ("mesh", "patch", "full")
 MOUTH_DIR = Path(__file__).parent / "assets" / "models" / "mouth"
 CRISP = 0.95  # mouth-crop px: `edge_blur` of a sharp portrait, and of what the net paints
-RIM = 0.02  # of the side: what stays under eyes and mouth about their openings
+BAND = 0.06  # of the side: the rim of the face that a head which moves away uncovers
 HEAD_DIR = Path(__file__).parent / "assets" / "models" / "head"
 
 
@@ -248,17 +248,16 @@ def _base(avatar: Avatar, spans: np.ndarray) -> np.ndarray:
 def _moves_away(mesh: HeadMesh) -> np.ndarray:
     """Pixels that show something else once the person has moved, ``(S, S)`` bool.
 
-    All that the mesh covers at rest but what surrounds eyes and mouth: they are painted through
-    openings whose rims may let a little of the resting face through.
+    Of the face only a band along its oval, which no head uncovers wholly: eyes and mouth are painted
+    through openings whose rims may let a little of the resting face through.
     """
     size = len(mesh.spans)
     moves = _covered(mesh, np.concatenate([mesh.moving_outside, mesh.face_triangles]))
+    moves = cv2.morphologyEx(moves.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
     oval = np.zeros((size, size), np.uint8)
     cv2.fillPoly(oval, [np.round(mesh.source[FACE_OVAL]).astype(np.int32)], 1)
-    rim = np.ones((2 * round(RIM * size) + 1,) * 2, np.uint8)
-    holes = cv2.dilate(cv2.erode(oval, rim) * (moves == 0), rim) > 0
-    moves = cv2.morphologyEx(moves.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
-    return (moves > 0) & ~holes
+    band = np.ones((2 * round(BAND * size) + 1,) * 2, np.uint8)
+    return (moves > 0) & (cv2.erode(oval, band) == 0)
 
 
 def _still(avatar: Avatar, mesh: HeadMesh, atlas: np.ndarray, base: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ from visavis.facemodel import (
     lip_gap,
 )
 from visavis.raster import opening_cover
-from visavis.softness import LEAST_BLUR
+from visavis.softness import LEAST_BLUR, soften_edge
 from visavis.types import CHANNEL
 
 ASSETS = Path(__file__).parent / "assets"
@@ -139,7 +139,7 @@ class TeethPainter:
             pale = inside.mean(-1, keepdims=True)
             inside = pale + self._colour * (inside - pale)
         if self._blur > LEAST_BLUR:
-            inside, cover = (cv2.GaussianBlur(x, (0, 0), self._blur) for x in (inside, cover))
+            inside = cv2.GaussianBlur(inside, (0, 0), self._blur)
         # the photo's teeth have their light already: they only darken as the mouth shuts
         own = None
         if self._own is not None:
@@ -148,6 +148,8 @@ class TeethPainter:
         cover = cover[..., None]
         mixed = np.minimum(area * (1 - cover) + inside * cover, 255)
         area[:] = np.round(mixed).astype(np.uint8)
+        if self._blur > LEAST_BLUR:  # not before: what lies beneath would shine through
+            soften_edge(area, cover[..., 0], self._blur)
         return None if own is None else OwnTeeth(area, area.copy(), own * cover)
 
     def _close_seam(self, frame: np.ndarray, face: np.ndarray, strength: float) -> None:
