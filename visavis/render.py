@@ -15,7 +15,7 @@ import numpy as np
 from visavis.avatar import Avatar, resize_avatar
 from visavis.errors import ConfigError, ModelError
 from visavis.eyes import EyePainter
-from visavis.facemodel import FACE_OVAL, Pose
+from visavis.facemodel import EYES, FACE_OVAL, LIP_OUTER, Pose
 from visavis.head import HeadPainter, Posed
 from visavis.headmesh import HeadMesh
 from visavis.likeness import LikenessPainter
@@ -36,7 +36,8 @@ from visavis.types import N_CHANNELS, State
 TIERS = ("mesh", "patch", "full")
 MOUTH_DIR = Path(__file__).parent / "assets" / "models" / "mouth"
 CRISP = 0.95  # mouth-crop px: `edge_blur` of a sharp portrait, and of what the net paints
-BAND = 0.06  # of the side: the rim of the face that a head which moves away uncovers
+# Of the side: the rim of the face that a head which moves away uncovers, and what stays about eyes and lips.
+BAND, RIM = 0.06, 0.02
 HEAD_DIR = Path(__file__).parent / "assets" / "models" / "head"
 
 
@@ -248,16 +249,20 @@ def _base(avatar: Avatar, spans: np.ndarray) -> np.ndarray:
 def _moves_away(mesh: HeadMesh) -> np.ndarray:
     """Pixels that show something else once the person has moved, ``(S, S)`` bool.
 
-    Of the face only a band along its oval, which no head uncovers wholly: eyes and mouth are painted
-    through openings whose rims may let a little of the resting face through.
+    Of the face only a band along its oval, as much as a moving head uncovers, and nothing about eyes
+    and lips: what is between them is painted through openings whose rims let a little of it through.
     """
     size = len(mesh.spans)
     moves = _covered(mesh, np.concatenate([mesh.moving_outside, mesh.face_triangles]))
     moves = cv2.morphologyEx(moves.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
-    oval = np.zeros((size, size), np.uint8)
+    oval, openings = np.zeros((2, size, size), np.uint8)
     cv2.fillPoly(oval, [np.round(mesh.source[FACE_OVAL]).astype(np.int32)], 1)
-    band = np.ones((2 * round(BAND * size) + 1,) * 2, np.uint8)
-    return (moves > 0) & (cv2.erode(oval, band) == 0)
+    eyes = (np.concatenate([e["corners"], e["upper"], e["lower"]]) for e in EYES.values())
+    for ring in (*eyes, LIP_OUTER):
+        hull = cv2.convexHull(np.round(mesh.source[ring]).astype(np.int32))
+        cv2.fillConvexPoly(openings, hull, 1)
+    band, rim = (np.ones((2 * round(r * size) + 1,) * 2, np.uint8) for r in (BAND, RIM))
+    return (moves > 0) & (cv2.erode(oval, band) == 0) & (cv2.dilate(openings, rim) == 0)
 
 
 def _still(avatar: Avatar, mesh: HeadMesh, atlas: np.ndarray, base: np.ndarray) -> np.ndarray:
