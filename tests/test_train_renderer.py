@@ -21,6 +21,7 @@ from visavis.models.mouth import MouthUNet  # noqa: E402
 from visavis.mouth import N_CHANNELS, SIZE, apply_transform, crop_transform  # noqa: E402
 from visavis.render import MOUTH_DIR  # noqa: E402
 from visavis.train import personal  # noqa: E402
+from visavis.train.renderer import RendererRecipe, begin, load_recipe  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -259,6 +260,37 @@ def test_an_identity_distance_in_torch_is_the_graphs_own():
 
 
 # --- distillation and compression ---------------------------------------------------------------
+
+
+def test_a_run_starts_from_the_average_of_another(tmp_path):
+    changes = {"models": tmp_path, "net": {"widths": (8, 8, 12, 12)}}
+    first = begin(RendererRecipe(run=tmp_path / "first", seed=1, **changes))
+    with torch.no_grad():
+        first.average.head.bias += 0.5
+    first.step = 7
+    first.save(tmp_path / "first" / "last.pt")
+    again = RendererRecipe(run=tmp_path / "again", seed=2, start=tmp_path / "first", **changes)
+    second = begin(again)
+    assert second.step == 0
+    for net in (second.net, second.average):
+        assert torch.equal(net.head.bias, first.average.head.bias)
+    second.step = 3
+    second.save(tmp_path / "again" / "last.pt")
+    assert begin(again).step == 3, "a run that has begun goes on where it was"
+    for wrong in (
+        {"start": tmp_path / "none"},
+        {"start": tmp_path / "first", "net": {"widths": (9, 9, 9, 9)}},
+    ):
+        recipe = RendererRecipe(**({"run": tmp_path / "other", "models": tmp_path} | wrong))
+        with pytest.raises(ConfigError, match="holds no net of this recipe"):
+            begin(recipe)
+
+
+def test_shipped_mouth_recipes_name_what_they_need():
+    base, last = (load_recipe(name, tier="patch") for name in ("patch_base", "patch"))
+    assert last.start == base.run
+    assert base.net == last.net
+    assert base.start is None
 
 
 def test_pruning_keeps_all_or_the_strong_channels():

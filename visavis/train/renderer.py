@@ -93,6 +93,8 @@ class RendererRecipe(Frozen):
     loss: LossConfig = LossConfig()
     mix: dict[str, float] = {"sfhq": 1.0}
     torn: float = 0.4  # see `Sampling`
+    registered: float = 1.0  # see `Sampling`
+    start: Path | None = None  # run whose averaged weights are gone on with
     studio: Path = Path("runs/studio")
 
 
@@ -211,6 +213,19 @@ class Learner:
         torch.save(kept | {"step": self.step}, part)
         os.replace(part, path)
 
+    def start_from(self, path: Path) -> None:
+        """The averaged weights of another run; steps and optimisers begin anew.
+
+        Raises:
+            ConfigError: there is no such run, or of another net.
+        """
+        try:
+            weights = torch.load(path, weights_only=True)["average"]
+            self.net.load_state_dict(weights)
+            self.average.load_state_dict(weights)
+        except (OSError, KeyError, RuntimeError) as err:
+            raise ConfigError(f"{path} holds no net of this recipe to start from: {err}") from err
+
     def load(self, path: Path) -> None:
         """Read what `save` wrote."""
         kept = torch.load(path, weights_only=True)
@@ -226,9 +241,11 @@ def begin(recipe: Frozen, build: Callable = mouth_nets, leads: bool = True) -> L
         recipe.run.mkdir(parents=True, exist_ok=True)
         (recipe.run / "recipe.json").write_text(recipe.model_dump_json(indent=1), encoding="utf-8")
     learner = Learner(recipe, build)
-    last = recipe.run / "last.pt"
+    last, start = recipe.run / "last.pt", getattr(recipe, "start", None)
     if last.is_file():
         learner.load(last)
+    elif start is not None:
+        learner.start_from(start / "last.pt")
     return learner
 
 
@@ -286,7 +303,8 @@ def fit(
     """Train the mouth net; returns the step it stopped at."""
     learner = begin(recipe)
     keep = np.array([not held_out(str(p)) for p in data.people])
-    sampler = MouthSampler(data.subset(np.flatnonzero(keep)), Sampling(dict(recipe.mix), torn=recipe.torn))
+    sampling = Sampling(dict(recipe.mix), torn=recipe.torn, registered=recipe.registered)
+    sampler = MouthSampler(data.subset(np.flatnonzero(keep)), sampling)
     seen = losses.Perceptual(recipe.models) if recipe.loss.perceptual else None
     end = min(recipe.steps, stop or recipe.steps)
     source = _batches(recipe, sampler, learner.step, end)
