@@ -177,6 +177,18 @@ def train_renderer(
     print(done)
 
 
+@train_app.command("matte")
+def train_matte(
+    recipe: Recipe,
+    steps: Annotated[int | None, typer.Option(help="Stop here, not at the recipe's end.")] = None,
+) -> None:
+    """The net that cuts the person out of a photo; goes on where the run was left."""
+    need_torch()
+    from visavis.train import matte
+
+    print(matte.train_matte(recipe, steps=steps, progress=_report))
+
+
 @train_app.command("distill")
 def train_distill(
     recipe: Recipe,

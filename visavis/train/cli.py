@@ -207,7 +207,7 @@ def train_autoencoder(
 def export_run(
     run: str | Path, out: str | Path, card: str = "", recipe: str | Path | None = None
 ) -> Path:
-    """The weights of a motion, renderer or autoencoder run to a model folder.
+    """The weights of a motion, renderer, matting or autoencoder run to a model folder.
 
     Args:
         run: folder of the run.
@@ -240,15 +240,15 @@ def _export_autoencoder_run(run: Path, out: Path, card: str) -> Path:
 
 def _export_renderer_run(run: Path, out: Path, card: str, recipe: str | Path | None) -> Path:
     from visavis.train.full import FullRecipe, export_head
+    from visavis.train.matte import MatteRecipe, export_matte
     from visavis.train.renderer import RendererRecipe, export_mouth, load_recipe
 
     kept = run / "recipe.json"
     if not (recipe or kept.exists()):
         raise InputError(f"the renderer run {run} holds no recipe.json; give --recipe RECIPE")
     told = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
-    kind, export = (FullRecipe, export_head) if told.get("tier") == "full" else (
-        RendererRecipe, export_mouth,
-    )  # fmt: skip
+    kinds = {"full": (FullRecipe, export_head), "matte": (MatteRecipe, export_matte)}
+    kind, export = kinds.get(told.get("tier", ""), (RendererRecipe, export_mouth))
     config = load_recipe(recipe, kind) if recipe else kind.model_validate(told)
     return export(run, config, out, card)
 
