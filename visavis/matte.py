@@ -22,8 +22,8 @@ MODEL_DIR = Path(__file__).parent / "assets" / "models" / "matte"
 NET_SIZE = 192  # px, what the net sees
 WORK_SIZE = 256  # px, where GrabCut draws the outline
 SURE = 0.93  # alpha of the net from which nothing else is asked
-GUARD = 0.02  # of the photo's side: what this close to the person may hold some of it
-FADE = 0.11  # of the photo's side: how far the mirrored background reaches in
+GUARD = 0.004  # of the photo's side: what this close to the person may hold some of it
+FADE = 0.08  # of the photo's side: how far the mirrored background reaches in
 N_INPUTS = 6  # maps of `matte_inputs`
 
 
@@ -159,8 +159,12 @@ def background_plate(image: np.ndarray, matte: np.ndarray) -> np.ndarray:
     filled = deep + (near - deep) * share[..., None]
     # a little of the photo's own grain, so that the filled part does not look airbrushed
     filled += _grain(image, known) * (1 - share[..., None])
-    seam = cv2.GaussianBlur(known.astype(np.float32), (0, 0), 1.0) * known
-    return np.clip(filled + (source - filled) * seam[..., None], 0, 255).astype(np.uint8)
+    # in the guard band the photo stands where it is more like the background than like the person
+    front = diffuse(source, (matte > 0.95).astype(np.float32))
+    apart = [np.abs(source - other).sum(-1) for other in (filled, deep, front)]
+    stays = (matte <= 0.02) & (np.minimum(apart[0], apart[1]) < 0.5 * apart[2])
+    plate = np.where((stays | (known > 0))[..., None], source, filled)
+    return np.clip(plate, 0, 255).astype(np.uint8)
 
 
 def _even(image: np.ndarray, known: np.ndarray, sigma: float) -> np.ndarray:
