@@ -42,12 +42,12 @@ HEAD_DIR = Path(__file__).parent / "assets" / "models" / "head"
 
 
 def find_head_dir(explicit: str | Path | None = None) -> Path:
-    """The model folder of tier ``full``: given, shipped, or ``head`` where models are looked for.
+    """The model folder of tier ``full``: given, ``head`` where models are looked for, or shipped.
 
     Raises:
         ModelError: there is none.
     """
-    places = [Path(explicit)] if explicit else [HEAD_DIR, *(p / "head" for p in search_path())]
+    places = [Path(explicit)] if explicit else [*(p / "head" for p in search_path()), HEAD_DIR]
     for place in places:
         if (place / "model.json").is_file():
             return place
