@@ -162,6 +162,19 @@ def test_exported_graphs_equal_the_net(head_dir):
         np.testing.assert_allclose(ours[name], other, atol=2e-3)
 
 
+def test_the_shipped_head_net_changes_the_head_a_little_and_nothing_far_from_it(demo_avatar):
+    motion = np.stack([row(jaw_open=0.12, jaw_rotation=5, head_yaw=4)] * 3)[None]
+    drawn = {}
+    for tier in ("patch", "full"):
+        renderer = Renderer(demo_avatar, tier)
+        drawn[tier] = renderer.step(renderer.init_state(), motion)[1][0, -1].astype(int)
+    change = np.abs(drawn["full"] - drawn["patch"]).max(-1)
+    matte = cv2.dilate(renderer.matte(motion[0, -1]), np.ones((41, 41), np.uint8))
+    assert not change[matte == 0].any(), "the background stands still"
+    assert change.max() > 3
+    assert change.mean() < 6
+
+
 def test_without_weights_the_message_says_what_to_do(avatar, tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="visavis train renderer"):
         Renderer(avatar, "full", head_dir=tmp_path)
