@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -118,14 +119,19 @@ class Pipeline:
         self.motion = open_motion(motion_dir, config.lookahead_ms)
         usual = IdleConfig.load(lookahead=self.motion.lookahead)
         self.idle = Idle(idle_of(avatar.style, usual))
-        self._reach = np.ones(len(CHANNELS), np.float32)
-        self._reach[[CHANNEL[c] for c in SPEECH_CHANNELS]] = config.articulation
-        self._reach[[CHANNEL[c] for c in HEAD_CHANNELS]] = config.liveliness
         self.smoother = Smoother()
         self.interpolator = Interpolator(config.fps)
         self.renderer = renderer or Renderer(
             avatar, config.tier, config.size, threads=config.threads
         )
+
+    @cached_property
+    def _reach(self) -> np.ndarray:
+        """The config's dials, ``(D,)``: what each channel is multiplied by."""
+        reach = np.ones(len(CHANNELS), np.float32)
+        reach[[CHANNEL[c] for c in SPEECH_CHANNELS]] = self.config.articulation
+        reach[[CHANNEL[c] for c in HEAD_CHANNELS]] = self.config.liveliness
+        return reach
 
     @property
     def latency_samples(self) -> int:
