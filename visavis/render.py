@@ -93,7 +93,8 @@ class Renderer:
         self._atlas = _atlas(avatar)
         self._base = _base(avatar, self.mesh.spans)
         self._source = _atlas_pixels(self.mesh.source)
-        self._still = _still(avatar, self.mesh, self._atlas, self._base)
+        self._away = _moves_away(self.mesh)
+        self._still = _still(avatar, self.mesh, self._atlas, self._base, self._away)
         self._blur, frame_blur = _blur_of(avatar)
         self._eyes = EyePainter(avatar, frame_blur)
         self._teeth = TeethPainter(avatar, frame_blur)
@@ -152,7 +153,7 @@ class Renderer:
         """Where the person is at a motion ``(D,)``: ``(S, S)`` uint8, 255 inside."""
         alpha = self._atlas >> np.uint32(24)
         white = np.ascontiguousarray(np.repeat(alpha[..., None].astype(np.uint8), 4, 2))
-        still = np.where(_moves_away(self.mesh), 0, self.avatar.matte).astype(np.uint8)
+        still = np.where(self._away, 0, self.avatar.matte).astype(np.uint8)
         out = np.repeat(still[..., None], 3, 2)
         self._warp(motion, white.view(np.uint32)[..., 0], np.zeros_like(self._base), out)
         return out[..., 0].copy()
@@ -265,13 +266,14 @@ def _moves_away(mesh: HeadMesh) -> np.ndarray:
     return (moves > 0) & (cv2.erode(oval, band) == 0) & (cv2.dilate(openings, rim) == 0)
 
 
-def _still(avatar: Avatar, mesh: HeadMesh, atlas: np.ndarray, base: np.ndarray) -> np.ndarray:
+def _still(
+    avatar: Avatar, mesh: HeadMesh, atlas: np.ndarray, base: np.ndarray, away: np.ndarray
+) -> np.ndarray:
     """The frame before anything is drawn: the resting person, without what moves away."""
     still, last = avatar.image.copy(), avatar.size - 1
     corners = np.array([[0, 0], [last, 0], [0, last], [last, last]], np.float32)
     sheet = np.array([[0, 1, 2], [1, 3, 2]], np.int32)
     _draw_sharp(corners, sheet, atlas, base, mesh.spans, still)
-    away = _moves_away(mesh)
     still[away] = base[away]
     return still
 

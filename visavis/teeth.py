@@ -37,9 +37,7 @@ UPPER_EDGE = np.array([0.0, 0.022, 0.10])
 LOWER_EDGE = np.array([0.0, 0.052, 0.12])
 TOOTH_LIGHT = 150.0  # cheek brightness at which the atlas is shown as it is
 LOWER_DIM = 0.66  # lower teeth and tongue lie in the shade of the upper ones
-SEAM_GAP = (
-    0.02  # below this gap the line where the lips meet is drawn, and the dark between them fades
-)
+SEAM_GAP = 0.02  # below this gap the seam is drawn, and the dark between the lips fades
 SEAM_LIGHT = 0.5  # of the lips about it, at least: no seam is black
 OWN_TEETH_GAP = 0.04  # a photo's mouth open this far shows teeth worth keeping
 SKIN = np.array([50, 280, 205, 425, 101, 330])

@@ -179,7 +179,7 @@ def quantise(model_dir: Path, out: Path, feeds: Iterable[np.ndarray]) -> Path:
 
 
 def widened(model):
-    """An ONNX graph of `renderer.store_half` with its weights in float32 again, without casts."""
+    """An ONNX graph of `modelfolder.store_half` with its weights in float32 again, without casts."""
     from onnx import numpy_helper
 
     halves = {t.name: t for t in model.graph.initializer if t.name.endswith(".half")}

@@ -32,6 +32,7 @@ from visavis.train.renderer import (
     Frozen,
     Learner,
     Progress,
+    as_tensors,
     begin,
     compose,
     descend,
@@ -255,12 +256,7 @@ def _batches(
     for step in range(start, end):
         rows = np.random.default_rng((recipe.seed, step)).choice(learn, recipe.batch)
         drawn = [_example(lessons, int(k)) for k in rows]
-        yield {
-            key: torch.from_numpy(np.stack([d[key] for d in drawn])).contiguous(
-                memory_format=torch.channels_last
-            )
-            for key in drawn[0]
-        }
+        yield as_tensors({key: np.stack([d[key] for d in drawn]) for key in drawn[0]})
 
 
 def _example(lessons: Lessons, k: int) -> dict[str, np.ndarray]:

@@ -6,7 +6,6 @@ torchrun every process draws the whole batch and works off its rows; gradients a
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -26,6 +25,7 @@ from visavis.models.mouth import MouthCritic, multiply_adds
 from visavis.mouth import LIPS
 from visavis.train import renderer_losses as losses
 from visavis.train.full_data import HeadData, HeadSampler, build_head_data, films_of
+from visavis.train.modelfolder import digest, learned, write_folder, write_graph
 from visavis.train.parallel import ALONE, Ranks, joined
 from visavis.train.renderer import (
     Frozen,
@@ -36,7 +36,8 @@ from visavis.train.renderer import (
     load_recipe,
     run_steps,
     set_rates,
-    write_graph,
+    side_at,
+    trained,
 )
 from visavis.types import N_CHANNELS as N_MOTION
 
@@ -211,11 +212,6 @@ def _batches(
     for step in range(start, end):
         drawn = sampler.batch(np.random.default_rng((recipe.seed, step)), recipe.batch)
         yield shrink({k: torch.from_numpy(v) for k, v in drawn.items()}, side_at(recipe, step))
-
-
-def side_at(recipe: FullRecipe, step: int) -> int:
-    """Side in px that a step trains at."""
-    return [side for first, side in recipe.sizes if first <= step][-1]
 
 
 def shrink(batch: dict[str, Tensor], side: int) -> dict[str, Tensor]:
@@ -438,11 +434,7 @@ def export_head(run: Path, recipe: FullRecipe, out: Path, card: str) -> Path:
     Raises:
         ConfigError: the run holds no checkpoint.
     """
-    last = run / "last.pt"
-    if not last.is_file():
-        raise ConfigError(f"no checkpoint at {last}; train first")
-    learner = Learner(recipe, head_nets)
-    learner.load(last)
+    learner = trained(run, recipe, head_nets)
     talker = learner.average.eval().to(memory_format=torch.contiguous_format)
     out.mkdir(parents=True, exist_ok=True)
     rgb, memory = talker.net.first(2, SIZE)
@@ -468,14 +460,9 @@ def export_head(run: Path, recipe: FullRecipe, out: Path, card: str) -> Path:
         "memory_stride": MEMORY_STRIDE,
         "net": recipe.net.model_dump(),
         "mega_multiply_adds": round(head_multiply_adds(talker.net) / 1e6, 1),
-        "parameters": sum(p.numel() for p in talker.parameters()),
-        "steps": learner.step,
-        "recipe": json.loads(recipe.model_dump_json(exclude={"run", "data", "models"})),
-        "sha256": {g.name: hashlib.sha256(g.read_bytes()).hexdigest() for g in (graph, encoder)},
-    }
-    (out / "model.json").write_text(json.dumps(about, indent=1) + "\n")
-    (out / "card.md").write_text(card)
-    return out
+    } | learned(talker, recipe, learner.step)
+    about["sha256"] = {g.name: digest(g) for g in (graph, encoder)}
+    return write_folder(out, about, card)
 
 
 def head_multiply_adds(net: HeadUNet) -> int:

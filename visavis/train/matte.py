@@ -8,7 +8,6 @@ goes on exactly as if it had not been.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,16 +26,19 @@ from visavis.models.matte import MatteUNet
 from visavis.models.mouth import multiply_adds
 from visavis.train.matte_data import CANVAS, MatteData, build_matte_data
 from visavis.train.matte_scenes import room
+from visavis.train.modelfolder import digest, learned, write_folder, write_graph
 from visavis.train.renderer import (
     Frozen,
     Learner,
     Progress,
+    as_tensors,
     begin,
     descend,
     load_recipe,
     run_steps,
     set_rates,
-    write_graph,
+    side_at,
+    trained,
 )
 
 
@@ -132,15 +134,7 @@ def _batches(
     for step in range(start, end):
         side = side_at(recipe, step)
         drawn = sampler.batch(np.random.default_rng((recipe.seed, step)), recipe.batch, side)
-        yield {
-            k: torch.from_numpy(v).contiguous(memory_format=torch.channels_last)
-            for k, v in drawn.items()
-        }
-
-
-def side_at(recipe: MatteRecipe, step: int) -> int:
-    """Side of the pictures of a step: small ones teach what a head is, large ones its outline."""
-    return [side for first, side in recipe.sizes if step >= first][-1]
+        yield as_tensors(drawn)
 
 
 def train_step(recipe: MatteRecipe, learner: Learner, batch: dict[str, Tensor]) -> dict[str, float]:
@@ -380,11 +374,7 @@ def export_matte(run: Path, recipe: MatteRecipe, out: Path, card: str) -> Path:
     Raises:
         ConfigError: the run holds no checkpoint.
     """
-    last = run / "last.pt"
-    if not last.is_file():
-        raise ConfigError(f"no checkpoint at {last}; train first")
-    learner = Learner(recipe, build_nets)
-    learner.load(last)
+    learner = trained(run, recipe, build_nets)
     net = learner.average.eval().to(memory_format=torch.contiguous_format)
     out.mkdir(parents=True, exist_ok=True)
     graph = out / "matte.onnx"
@@ -397,11 +387,6 @@ def export_matte(run: Path, recipe: MatteRecipe, out: Path, card: str) -> Path:
         "channels": N_INPUTS,
         "net": recipe.net.model_dump(mode="json"),
         "mega_multiply_adds": round(multiply_adds(net, shape) / 1e6, 1),
-        "parameters": sum(p.numel() for p in net.parameters()),
-        "steps": learner.step,
-        "recipe": json.loads(recipe.model_dump_json(exclude={"run", "data", "models"})),
-        "sha256": hashlib.sha256(graph.read_bytes()).hexdigest(),
-    }
-    (out / "model.json").write_text(json.dumps(about, indent=1) + "\n")
-    (out / "card.md").write_text(card)
-    return out
+    } | learned(net, recipe, learner.step)
+    about["sha256"] = digest(graph)
+    return write_folder(out, about, card)

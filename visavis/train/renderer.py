@@ -9,12 +9,10 @@ was stopped goes on exactly as if it had not been.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import math
 import os
 import tomllib
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,6 +26,7 @@ from visavis.errors import ConfigError
 from visavis.models.mouth import MouthCritic, MouthUNet, multiply_adds
 from visavis.mouth import N_CHANNELS, SIZE, SPAN
 from visavis.train import renderer_losses as losses
+from visavis.train.modelfolder import digest, learned, write_folder, write_graph
 from visavis.train.recipes import FOLDER
 from visavis.train.renderer_data import (
     MouthData,
@@ -319,10 +318,20 @@ def _batches(
     for step in range(start, end):
         again = recipe.batch // 3 if step >= recipe.warm_up else 0
         drawn = sampler.batch(np.random.default_rng((recipe.seed, step)), recipe.batch, again)
-        yield {
-            k: torch.from_numpy(v).contiguous(memory_format=torch.channels_last)
-            for k, v in drawn.items()
-        }
+        yield as_tensors(drawn)
+
+
+def side_at(recipe: Frozen, step: int) -> int:
+    """Side in px that a step trains at: small pictures teach what a thing is, large ones its edges."""
+    return [side for first, side in recipe.sizes if first <= step][-1]
+
+
+def as_tensors(drawn: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    """A batch of pictures ``(B, C, H, W)`` as the nets take it."""
+    return {
+        k: torch.from_numpy(v).contiguous(memory_format=torch.channels_last)
+        for k, v in drawn.items()
+    }
 
 
 def wandering(step: int) -> tuple[slice, ...]:
@@ -455,12 +464,22 @@ def export_mouth(run: Path, recipe: RendererRecipe, out: Path, card: str) -> Pat
     Raises:
         ConfigError: the run holds no checkpoint.
     """
+    learner = trained(run, recipe)
+    return write_mouth(learner.average, recipe, learner.step, out, card)
+
+
+def trained(run: Path, recipe: Frozen, build: Callable = mouth_nets) -> Learner:
+    """What a run has learned so far.
+
+    Raises:
+        ConfigError: the run holds no checkpoint.
+    """
     last = run / "last.pt"
     if not last.is_file():
         raise ConfigError(f"no checkpoint at {last}; train first")
-    learner = Learner(recipe)
+    learner = Learner(recipe, build)
     learner.load(last)
-    return write_mouth(learner.average, recipe, learner.step, out, card)
+    return learner
 
 
 def write_mouth(net: MouthUNet, recipe: Frozen, steps: int, out: Path, card: str) -> Path:
@@ -486,58 +505,6 @@ def write_mouth(net: MouthUNet, recipe: Frozen, steps: int, out: Path, card: str
         "channels": N_CHANNELS,
         "net": {"widths": widths, "deep": len(net.middle)},
         "mega_multiply_adds": round(multiply_adds(net, (N_CHANNELS, SIZE, SIZE)) / 1e6, 1),
-        "parameters": sum(p.numel() for p in net.parameters()),
-        "steps": steps,
-        "recipe": json.loads(recipe.model_dump_json(exclude={"run", "data", "models"})),
-        "sha256": hashlib.sha256(graph.read_bytes()).hexdigest(),
-    }
-    (out / "model.json").write_text(json.dumps(about, indent=1) + "\n")
-    (out / "card.md").write_text(card)
-    return out
-
-
-def write_graph(net: nn.Module, example: dict[str, Tensor], outputs: list[str], path: Path) -> None:
-    """Export a net for any batch, weights as float16.
-
-    Args:
-        net: its forward takes the inputs in this order.
-        example: inputs by name.
-        outputs: their names.
-        path: the ``.onnx`` file.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the older exporter says that it is old; it is quick
-        torch.onnx.export(
-            net, tuple(example.values()), str(path), dynamo=False, opset_version=17,
-            input_names=list(example), output_names=outputs,
-            dynamic_axes={name: {0: "batch"} for name in (*example, *outputs)},
-        )  # fmt: skip
-    store_half(path)
-
-
-def store_half(path: Path) -> None:
-    """Keep the weights of an ONNX file as float16, each followed by a cast; smaller by half."""
-    import onnx
-    from onnx import numpy_helper
-
-    model = onnx.load(path)
-    casts = []
-    for tensor in model.graph.initializer:
-        if tensor.data_type != onnx.TensorProto.FLOAT or len(tensor.dims) < 2:
-            continue
-        half = numpy_helper.to_array(tensor).astype(np.float16)
-        wide = tensor.name
-        tensor.CopyFrom(numpy_helper.from_array(half, f"{wide}.half"))
-        casts.append(onnx.helper.make_node("Cast", [f"{wide}.half"], [wide], to=1))
-    for cast in reversed(casts):
-        model.graph.node.insert(0, cast)
-    keep = [info for info in model.graph.value_info if not info.name.endswith("weight")]
-    del model.graph.value_info[:]
-    model.graph.value_info.extend(keep)
-    model.producer_name, model.doc_string = "visavis", ""
-    del model.metadata_props[:]
-    for node in model.graph.node:
-        del node.metadata_props[:]
-        node.doc_string = ""
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
+    } | learned(net, recipe, steps)
+    about["sha256"] = digest(graph)
+    return write_folder(out, about, card)
